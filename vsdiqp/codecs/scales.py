@@ -1,0 +1,62 @@
+"""The QP scales the networks are trained on, and how other codecs' quantisers are put on them.
+
+HEVC's QP is logarithmic: the quantiser step doubles every 6 (H.265, 8.6.4.2: levelScale). Its luma range is
+-QpBdOffset..51, with QpBdOffset = 6 * (bit depth - 8): a 10-bit stream can use QP -12. Whatever the depth, one QP is
+about one amount of damage relative to the full range, because the offset cancels the finer samples. QPs below 0 are
+nearly lossless and no network has seen any, so readers clamp them to 0.
+
+AV1's base_q_idx is an index 0..255 into a table of steps (AV1 specification, 7.12.2), the same for every depth in
+relative terms; 0 may mean lossless.
+"""
+
+import math
+from dataclasses import dataclass
+
+from vsdiqp.errors import DiqpError
+
+
+@dataclass(frozen=True, slots=True)
+class QpScale:
+    """A codec's quantiser scale as users and networks of vsdiqp see it."""
+
+    codec: str
+    """Name in arguments and in the frame property ``_Codec``."""
+    title: str
+    """Name for people, with the quantity meant."""
+    low: int
+    """Smallest value accepted: the best quality."""
+    high: int
+    """Largest value accepted: the worst quality."""
+
+    def check(self, qp: float) -> float:
+        """Return ``qp`` when it is a finite number in ``low..high``, else raise :class:`DiqpError`."""
+        if not (math.isfinite(qp) and self.low <= qp <= self.high):
+            raise DiqpError(f"QP {qp:g} is out of range: {self.title} is {self.low} to {self.high}")
+        return qp
+
+    def clamp(self, qp: float) -> float:
+        """Return the value of ``low..high`` nearest to ``qp``."""
+        return min(max(qp, self.low), self.high)
+
+
+CODECS: dict[str, QpScale] = {
+    scale.codec: scale
+    for scale in (
+        QpScale("hevc", "HEVC's QP (26 + init_qp_minus26 + slice_qp_delta)", 0, 51),
+        QpScale("av1", "AV1's base_q_idx", 0, 255),
+    )
+}
+"""Every scale a network may be trained on, by codec name."""
+
+
+def scale_of(codec: str) -> QpScale:
+    """Return the scale of ``codec``; raise :class:`DiqpError` for a name that is none of ``CODECS``."""
+    try:
+        return CODECS[codec]
+    except KeyError:
+        raise DiqpError(f"unknown codec {codec!r}: give one of {', '.join(sorted(CODECS))}") from None
+
+
+def check_qp(codec: str, qp: float) -> float:
+    """Return ``qp`` when it lies on ``codec``'s scale; raise :class:`DiqpError` saying what is accepted."""
+    return scale_of(codec).check(qp)
