@@ -1,0 +1,41 @@
+"""What a scan finds in a file: plain data shared by the readers, the cache and the reports."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class CodedFrame:
+    """One frame as a decoder outputs it."""
+
+    qp: int
+    """The stream's own quantiser, on its own codec's scale, unclamped."""
+    kind: str
+    """"I", "P" or "B": the freest prediction any slice of the frame may use. AV1 and VP9 know I and P only."""
+    key: bool
+    """Decoding can start here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Everything read from one file."""
+
+    stream_codec: str
+    """FFmpeg's name of the codec: "hevc", "av1", "h264", "vp9", "mpeg2video"."""
+    codec: str
+    """The scale of ``qps``: "hevc" or "av1"."""
+    profile: str
+    """The stream's profile as FFmpeg names it; empty when unknown."""
+    bits: int
+    """Bit depth of the samples."""
+    width: int
+    """Luma samples."""
+    height: int
+    """Luma samples."""
+    encoder: str
+    """What the encoder wrote about itself and its settings; empty when it wrote nothing."""
+    frames: list[CodedFrame] = field(repr=False)
+    """In presentation order, the ones a decoder outputs."""
+    qps: list[int] = field(repr=False)
+    """For every frame the value on ``codec``'s scale, clamped to it: what ``Restore(qp=...)`` takes."""
+    unreadable: int = 0
+    """Packets whose headers FFmpeg could not parse; they count as no frame."""

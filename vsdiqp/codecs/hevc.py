@@ -1,0 +1,157 @@
+"""The QP and the output order of HEVC pictures, from their headers (H.265, the clauses named below)."""
+
+from dataclasses import dataclass
+
+from vsdiqp.codecs.frames import CodedFrame
+from vsdiqp.codecs.trace import Section
+
+UNIT_TYPES = "0-9|16-21|32-34|36-37"
+"""NAL units needed: slices, parameter sets, end of sequence, end of bitstream (table 7-1)."""
+
+WANTED = frozenset(
+    {
+        "nal_unit_type",
+        "nuh_layer_id",
+        "nuh_temporal_id_plus1",
+        "sps_seq_parameter_set_id",
+        "log2_max_pic_order_cnt_lsb_minus4",
+        "pps_pic_parameter_set_id",
+        "pps_seq_parameter_set_id",
+        "init_qp_minus26",
+        "first_slice_segment_in_pic_flag",
+        "dependent_slice_segment_flag",
+        "slice_pic_parameter_set_id",
+        "slice_type",
+        "pic_output_flag",
+        "slice_pic_order_cnt_lsb",
+        "slice_qp_delta",
+    }
+)
+
+_RADL_RASL = range(6, 10)
+_RASL = (8, 9)
+_BLA = range(16, 19)
+_IDR = (19, 20)
+_CRA = 21
+_IRAP = range(16, 24)
+_END = (36, 37)
+_KINDS = ("B", "P", "I")
+"""By slice_type (table 7-7), the freest first."""
+
+
+@dataclass(slots=True)
+class _Picture:
+    sequence: int
+    poc: int
+    slice_qps: list[int]
+    slice_types: list[int]
+    key: bool
+    packet: int
+
+
+@dataclass(slots=True)
+class _Pps:
+    sps: int
+    init_qp: int
+
+
+class HevcReader:
+    """Collects pictures in decoding order, gives them in the order a decoder outputs them.
+
+    Output order is that of the picture order count within each coded video sequence, so timestamps are not needed.
+    Not output: pictures with pic_output_flag 0, RASL pictures whose references were never sent (8.3.3), pictures before
+    the first IRAP picture, layers above the base layer, and packets the container marks as outside its edit list.
+    """
+
+    def __init__(self) -> None:
+        self._pocs_bits: dict[int, int] = {}
+        self._pps: dict[int, _Pps] = {}
+        self._sequence = -1
+        self._restart = True
+        self._drop_rasl = True
+        self._previous_poc = 0
+        self._current: _Picture | None = None
+        self._pictures: list[_Picture] = []
+
+    def read(self, sections: list[Section], packet: int, shown: bool) -> None:
+        """Take the headers of one packet; ``packet`` is its index in the stream, ``shown`` False hides its pictures."""
+        for section in sections:
+            elements = section.elements
+            if elements.get("nuh_layer_id", 0) > 0:
+                continue
+            if section.heading == "Sequence Parameter Set":
+                self._pocs_bits[elements["sps_seq_parameter_set_id"]] = (
+                    elements["log2_max_pic_order_cnt_lsb_minus4"] + 4
+                )
+            elif section.heading == "Picture Parameter Set":
+                self._pps[elements["pps_pic_parameter_set_id"]] = _Pps(
+                    elements["pps_seq_parameter_set_id"], 26 + elements["init_qp_minus26"]
+                )
+            elif section.heading == "Slice Segment Header":
+                self._read_slice(elements, packet, shown)
+            elif elements.get("nal_unit_type") in _END:
+                self._restart = True
+
+    def frames(self) -> list[tuple[int, CodedFrame]]:
+        """Return (packet index, frame) for every picture that is output, in output order."""
+        ordered = sorted(self._pictures, key=lambda picture: (picture.sequence, picture.poc))
+        return [
+            (
+                picture.packet,
+                CodedFrame(
+                    round(sum(picture.slice_qps) / len(picture.slice_qps)),
+                    _KINDS[min(picture.slice_types)],
+                    picture.key,
+                ),
+            )
+            for picture in ordered
+        ]
+
+    def _read_slice(self, elements: dict[str, int], packet: int, shown: bool) -> None:
+        if elements["first_slice_segment_in_pic_flag"]:
+            self._current = self._start_picture(elements, packet, shown)
+        picture = self._current
+        pps = self._pps.get(elements["slice_pic_parameter_set_id"])
+        if picture is None or pps is None or elements.get("dependent_slice_segment_flag", 0):
+            return
+        picture.slice_qps.append(pps.init_qp + elements["slice_qp_delta"])
+        picture.slice_types.append(elements["slice_type"])
+
+    def _start_picture(self, elements: dict[str, int], packet: int, shown: bool) -> _Picture | None:
+        nal, temporal_id = elements["nal_unit_type"], elements["nuh_temporal_id_plus1"] - 1
+        pps = self._pps.get(elements["slice_pic_parameter_set_id"])
+        if pps is None or pps.sps not in self._pocs_bits:
+            return None
+        if nal in _IRAP:
+            # NoRaslOutputFlag (8.1.3): this picture starts a coded video sequence.
+            starts = nal != _CRA or self._restart
+            self._drop_rasl = starts
+            if starts:
+                self._sequence += 1
+            self._restart = False
+        elif self._restart:
+            return None
+        else:
+            starts = False
+
+        # Picture order count (8.3.1).
+        lsb, modulus = elements.get("slice_pic_order_cnt_lsb", 0), 1 << self._pocs_bits[pps.sps]
+        if starts:
+            msb = 0
+        else:
+            previous_lsb = self._previous_poc % modulus
+            msb = self._previous_poc - previous_lsb
+            if lsb < previous_lsb and previous_lsb - lsb >= modulus // 2:
+                msb += modulus
+            elif lsb > previous_lsb and lsb - previous_lsb > modulus // 2:
+                msb -= modulus
+        poc = msb + lsb
+        sub_layer_non_reference = nal < 16 and nal % 2 == 0
+        if temporal_id == 0 and nal not in _RADL_RASL and not sub_layer_non_reference:
+            self._previous_poc = poc
+
+        picture = _Picture(self._sequence, poc, [], [], nal in _IRAP, packet)
+        output = elements.get("pic_output_flag", 1) and not (nal in _RASL and self._drop_rasl)
+        if shown and output:
+            self._pictures.append(picture)
+        return picture

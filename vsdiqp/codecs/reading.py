@@ -1,0 +1,64 @@
+"""The QP of every frame of a file: what users, the plugin and the command line call."""
+
+import os
+from pathlib import Path
+
+from vsdiqp.codecs import cache
+from vsdiqp.codecs.frames import Scan
+from vsdiqp.codecs.progress import Progress, StderrProgress
+from vsdiqp.codecs.scan import scan_file
+from vsdiqp.errors import DiqpError
+
+
+def probe(path: str | os.PathLike[str], *, use_cache: bool = True, progress: Progress | None = None) -> Scan:
+    """Return what the headers of the first video stream of ``path`` say, from the cache when the file is unchanged.
+
+    ``progress`` is called with the share of the file that has been read; by default a scan that takes long shows it
+    on stderr. Raises :class:`DiqpError` when the file cannot be read or changes while it is.
+    """
+    file = Path(path)
+    try:
+        before = cache.stamp(file)
+    except OSError as error:
+        raise DiqpError(f"cannot read {file}: {error.strerror}") from error
+    if use_cache and (kept := cache.load(file)) is not None:
+        return kept
+    if progress is None:
+        with StderrProgress(file.name) as shown:
+            result = scan_file(file, shown)
+    else:
+        result = scan_file(file, progress)
+    if cache.stamp(file) != before:
+        raise DiqpError(f"{file} changed while it was read: wait until it is complete, then try again")
+    if use_cache:
+        cache.store(file, result)
+    return result
+
+
+def read_qps(path: str | os.PathLike[str], *, use_cache: bool = True) -> list[int]:
+    """Return the QP of every frame of ``path`` in presentation order, as ``Restore(qp=...)`` takes it.
+
+    The scale is the codec's own for HEVC (0..51) and AV1 (base_q_idx 0..255); other codecs are put on one of the two,
+    see docs/qp.md. Raises :class:`DiqpError` when the file cannot be read.
+    """
+    return probe(path, use_cache=use_cache).qps
+
+
+def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int]]:
+    """Return the scale ("hevc" or "av1") and the QPs of a clip of ``frames`` frames loaded from ``path``.
+
+    ``offset`` is the number of frames that were trimmed from the start. With the default 0 the file must hold exactly
+    ``frames`` frames, so that a clip whose length was changed in another way is noticed; with a larger one the clip may
+    also end early. Raises :class:`DiqpError` naming both numbers when they do not fit.
+    """
+    result = probe(path)
+    held = len(result.qps)
+    fits = held == frames if offset == 0 else offset > 0 and offset + frames <= held
+    if not fits:
+        started = f" from frame {offset} on" if offset else ""
+        raise DiqpError(
+            f"the clip has {frames} frames{started}, but {path} holds {held}: call ReadQP on the clip as the source "
+            "filter returns it, before Trim and anything else that changes its length, or give offset=, the number of "
+            "frames trimmed from the start"
+        )
+    return result.codec, result.qps[offset : offset + frames]
