@@ -1,0 +1,214 @@
+"""Reading and writing checkpoints: our .safetensors with their description, and released state dicts (.pt).
+
+Nothing in a file is ever executed: safetensors holds tensors only, and released files are read with
+``torch.load(weights_only=True)``.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vsdiqp.errors import DiqpError
+from vsdiqp.network.config import DiQPConfig
+from vsdiqp.network.diqp import DiQP
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+"""Where shipped checkpoints live."""
+FORMAT = "vsdiqp-1"
+METADATA_KEY = "vsdiqp"
+
+# Released name -> ours, tried in order (spec/diqp.md, "State-dict names").
+_RELEASED = [
+    (r"^input_proj\.proj\.0\.", "stem.project."),
+    (r"^output_proj\.proj\.0\.", "head.project."),
+    (r"^encoderlayer_(\d+)\.", r"encoder.\1."),
+    (r"^decoderlayer_(\d+)\.", r"decoder.\1."),
+    (r"^conv\.blocks\.", "bottleneck.blocks."),
+    (r"^dowsample_(\d+)\.conv\.0\.", r"down.\1."),
+    (r"^upsample_(\d+)\.deconv\.0\.", r"up.\1."),
+    (r"^upsample_(\d+)\.deconv\.1\.", r"up.\1.merge_"),
+    (r"^encoderGuide\.encoder\.(\d+)\.(\d+)\.0\.0\.", r"look_around.levels.\1.pairs.\2.spatial."),
+    (r"^encoderGuide\.encoder\.(\d+)\.(\d+)\.1\.0\.", r"look_around.levels.\1.pairs.\2.temporal."),
+    (r"^decoderGuide\.bPicNet\.(\d+)\.(\d+)\.0\.0\.", r"look_ahead.cropped.levels.\1.pairs.\2.spatial."),
+    (r"^decoderGuide\.bPicNet\.(\d+)\.(\d+)\.1\.0\.", r"look_ahead.cropped.levels.\1.pairs.\2.temporal."),
+    (r"^decoderGuide\.sPicNet\.(\d+)\.(\d+)\.0\.0\.", r"look_ahead.scaled.levels.\1.pairs.\2.spatial."),
+    (r"^decoderGuide\.sPicNet\.(\d+)\.(\d+)\.1\.0\.", r"look_ahead.scaled.levels.\1.pairs.\2.temporal."),
+    (r"^lost\.stepEmbedding\.", "lost.tables.0."),
+    (r"^lost\.frameNoEmbedding\.", "lost.tables.1."),
+    (r"^lost\.widthEmbeddingOrg\.", "lost.tables.2."),
+    (r"^lost\.lentghEmbeddingOrg\.", "lost.tables.3."),
+    (r"^lost\.widthEmbeddingSl\.", "lost.tables.4."),
+    (r"^lost\.lentghEmbeddingSl\.", "lost.tables.5."),
+    (r"^lost\.proj\.0\.", "lost.project."),
+]
+_PARTS = [
+    (r"\.attn\.qkv\.", ".attn."),
+    (r"\.attn\.relative_position_bias_table$", ".attn.bias_table"),
+    (r"\.mlp\.linear1\.0\.", ".ffn.expand."),
+    (r"\.mlp\.dwconv\.0\.", ".ffn.depthwise."),
+    (r"\.mlp\.linear2\.0\.", ".ffn.contract."),
+    (r"\.merge_\.?", ".merge_"),
+]
+
+
+def released_name(name: str) -> str | None:
+    """Our name for a released parameter; None for buffers that we make ourselves. Raises KeyError for a stranger."""
+    if name.endswith("relative_position_index"):
+        return None
+    for pattern, replacement in _RELEASED:
+        mapped, hits = re.subn(pattern, replacement, name)
+        if hits:
+            for part, ours in _PARTS:
+                mapped = re.sub(part, ours, mapped)
+            return mapped
+    raise KeyError(name)
+
+
+def released_config(state: Mapping[str, Tensor], name: str = "released", codec: str | None = None) -> DiQPConfig:
+    """The configuration of a released state dict, read off its shapes.
+
+    codec: "hevc" or "av1"; None guesses from ``name`` (checkpoint_AV1.pt) and else allows both.
+    """
+
+    def depth(prefix: str) -> int:
+        return len({m.group(1) for k in state if (m := re.match(re.escape(prefix) + r"\.blocks\.(\d+)\.", k))})
+
+    levels = len({k.split(".")[0] for k in state if k.startswith("encoderlayer_")})
+    stages = [f"encoderlayer_{i}" for i in range(levels)] + ["conv"] + [f"decoderlayer_{i}" for i in range(levels)]
+    tables = [
+        "stepEmbedding",
+        "frameNoEmbedding",
+        "widthEmbeddingOrg",
+        "lentghEmbeddingOrg",
+        "widthEmbeddingSl",
+        "lentghEmbeddingSl",
+    ]
+    rows = [state[f"lost.{table}.weight"].shape[0] for table in tables]
+    first_table = state["encoderlayer_0.blocks.0.attn.relative_position_bias_table"]
+    if codec is None:
+        codec = next((c for c in ("av1", "hevc") if c in name.lower()), None)
+    ranges = {"hevc": (3, 51), "av1": (3, 255)}
+    codecs = (codec,) if codec else ("hevc", "av1")
+    return DiQPConfig(
+        name=name,
+        embed_dim=state["input_proj.proj.0.weight"].shape[0],
+        depths=tuple(depth(stage) for stage in stages),
+        heads=tuple(state[f"{s}.blocks.0.attn.relative_position_bias_table"].shape[1] for s in stages),
+        window=(round(first_table.shape[0] ** 0.5) + 1) // 2,
+        look_around=tuple(state[f"encoderGuide.encoder.{i}.0.0.0.weight"].shape[0] for i in range(levels)),
+        look_ahead=tuple(state[f"decoderGuide.bPicNet.{i}.0.0.0.weight"].shape[0] for i in range(levels)),
+        table_rows=(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]),
+        tile=rows[4],
+        codecs=codecs,
+        qp_range={c: ranges[c] for c in codecs},
+        origin="released DiQP checkpoint",
+    )
+
+
+def shipped() -> list[str]:
+    """Names of the checkpoints that come with the package."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def resolve(model: str | Path) -> Path:
+    """The file of a shipped name or a path. Raises DiqpError naming what there is."""
+    path = Path(model).expanduser()
+    named = WEIGHTS / f"{model}.safetensors"
+    if path.suffix == "" and not path.exists() and named.is_file():
+        return named
+    if path.is_file():
+        return path
+    raise DiqpError(
+        f"no model {str(model)!r}: give the name of a shipped one ({', '.join(shipped()) or 'none is installed'}) or "
+        f"the path of a .safetensors or released .pt checkpoint"
+    )
+
+
+def read_config(model: str | Path) -> DiQPConfig:
+    """Describe a checkpoint; of a .safetensors file only the header is read."""
+    path = resolve(model)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, weights=False)[0]
+    return released_config(_read_released(path), path.name)
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> DiQP:
+    """Load a network, ready for inference.
+
+    path: a shipped name ("lite"), one of our .safetensors files, or a released .pt state dict. The result is a torch
+    module in evaluation mode and fp32; see `DiQP.forward` for its call. Raises DiqpError when there is no such file,
+    or it is damaged, or it is no DiQP checkpoint.
+    """
+    file = resolve(path)
+    if file.suffix == ".safetensors":
+        config, state = _read_safetensors(file, weights=True)
+    else:
+        released = _read_released(file)
+        config, state = _convert(released, file)
+    network = DiQP(config)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise DiqpError(f"{file} does not fit the network it describes: {error}") from None
+    return network.to(device).prepare()
+
+
+def save_checkpoint(network: DiQP, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a network as .safetensors whose metadata holds its configuration and ``metadata`` (JSON values)."""
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in network.state_dict().items()}
+    header = {"format": FORMAT, "config": network.config.to_dict(), **(metadata or {})}
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    save_file(state, partial, {METADATA_KEY: json.dumps(header)})
+    partial.replace(target)
+
+
+def _read_safetensors(path: Path, weights: bool) -> tuple[DiQPConfig, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DiqpError(f"{path} is damaged or no .safetensors file ({error}); download or make it again") from None
+    if METADATA_KEY not in metadata:
+        raise DiqpError(
+            f"{path} is a .safetensors file, but of another program: it lacks vsdiqp's description of the network. "
+            f"Accepted are files made by 'vsdiqp train' or 'vsdiqp convert', and released DiQP .pt files"
+        )
+    header = json.loads(metadata[METADATA_KEY])
+    if header.get("format") != FORMAT:
+        raise DiqpError(f"{path} has format {header.get('format')!r}; this version of vsdiqp reads {FORMAT!r}")
+    return DiQPConfig.from_dict(header["config"]), state
+
+
+def _read_released(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for many kinds of garbage
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DiqpError(f"{path} is no checkpoint that can be read safely ({reason})") from None
+    if not isinstance(state, dict) or "input_proj.proj.0.weight" not in state:
+        raise DiqpError(
+            f"{path} is no DiQP checkpoint: accepted are released DiQP state dicts (.pt) and vsdiqp's own .safetensors"
+        )
+    return dict(state)
+
+
+def _convert(released: Mapping[str, Tensor], path: Path) -> tuple[DiQPConfig, dict[str, Tensor]]:
+    try:
+        config = released_config(released, path.name)
+        state = {}
+        for name, tensor in released.items():
+            mapped = released_name(name)
+            if mapped is not None:
+                state[mapped] = tensor
+    except KeyError as error:
+        raise DiqpError(f"{path} is no complete DiQP checkpoint: {error.args[0]} is missing or unknown") from None
+    return config, state

@@ -1,0 +1,235 @@
+"""DiQP: three decoded frames in, the same three with the codec's damage removed out.
+
+Source: "Reversing the Damage: A QP-Aware Transformer-Diffusion Approach for 8K Video Restoration under Codec
+Compression" (WACV 2025), as specified in spec/diqp.md. One class for the released network and for ours; `DiQPConfig`
+says which parts a network has.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from vsdiqp.network.config import FRAMES, DiQPConfig
+from vsdiqp.network.guides import GuideChain
+from vsdiqp.network.lewin import Stage, WindowAttention
+from vsdiqp.network.lost import ContinuousLocation, TableLocation, tile_pattern
+from vsdiqp.network.packing import Packed, PackedConv, PackedUpsample
+from vsdiqp.network.stem import CellHead, CellStem, PixelHead, PixelStem, to_frames, to_tokens
+
+Guides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""What depends on whole frames alone: maps of Look Around, and of Look Ahead's scaled half, one a level."""
+
+CODE = 64
+"""Length of the continuous location's vector."""
+
+
+class LookAhead(nn.Module):
+    """Two chains of the same kind, one over the tile, one over whole frames, concatenated level by level."""
+
+    def __init__(self, widths: tuple[int, ...]):
+        super().__init__()
+        self.cropped = GuideChain(widths, first_stride=2)
+        self.scaled = GuideChain(widths, first_stride=2)
+
+
+class DiQP(nn.Module):
+    """The network. Inputs and outputs are fp32 whatever precision the body runs in (`to_precision`)."""
+
+    def __init__(self, config: DiQPConfig):
+        super().__init__()
+        self.config = config
+        levels, widths = config.levels, [config.width(i) for i in range(config.levels + 1)]
+        grid = config.tile // config.stem_scale
+
+        def stage(channels: int, index: int, level: int) -> Stage:
+            return Stage(
+                channels, config.depths[index], config.heads[index], config.window, config.mlp_ratio, grid // 2**level
+            )
+
+        self.lost: TableLocation | ContinuousLocation
+        if config.location == "tables":
+            self.lost = TableLocation(config.table_rows)
+            extra = 1
+        else:
+            self.lost = ContinuousLocation(config.codecs, dict(config.qp_range), CODE)
+            extra = 1
+        self.stem: PixelStem | CellStem
+        self.head: PixelHead | CellHead
+        doubled = 2 if config.skip == "concat" else 1
+        if config.stem_scale == 1:
+            self.stem, self.head = PixelStem(widths[0]), PixelHead(doubled * widths[0])
+        else:
+            assert isinstance(self.lost, ContinuousLocation)
+            self.stem = CellStem(widths[0], config.stem_blocks, CODE, self.lost.channels)
+            self.head = CellHead(doubled * widths[0], config.head_blocks, CODE)
+
+        self.look_around = GuideChain(config.look_around, first_stride=1) if config.look_around else None
+        self.look_ahead = LookAhead(config.look_ahead) if config.look_ahead else None
+        # Guide and location channels are concatenated to packed tokens, so they count in tokens, not in channels a
+        # frame: the convolution reads all of them as (c, f).
+        around = [2 * config.look_around[0], *config.look_around[1:]] if config.look_around else [0] * levels
+        ahead = [2 * w for w in config.look_ahead] if config.look_ahead else [0] * levels
+        self.padding_around = [-(w + extra) % FRAMES for w in around]
+        self.padding_ahead = [-(w + extra) % FRAMES for w in ahead]
+
+        kernel = (3, config.down_kernel, config.down_kernel)
+        self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
+        for i in range(levels):
+            self.encoder.append(stage(FRAMES * widths[i], i, i))
+            inputs = widths[i] + (around[i] + extra + self.padding_around[i]) // FRAMES
+            self.down.append(PackedConv(inputs, widths[i + 1], kernel, stride=2, padding=(config.down_kernel - 2) // 2))
+        self.bottleneck = stage(FRAMES * widths[levels], levels, levels)
+        self.up, self.decoder = nn.ModuleList(), nn.ModuleList()
+        below = widths[levels]
+        for i in range(levels):
+            level = levels - 1 - i
+            inputs = below + (ahead[level] + extra + self.padding_ahead[level]) // FRAMES
+            self.up.append(PackedUpsample(inputs, widths[level]))
+            below = doubled * widths[level]
+            self.decoder.append(stage(FRAMES * below, levels + 1 + i, level))
+
+    # -- preparation ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> "DiQP":
+        """Evaluation mode, with packed weights and attention biases made once. Call after the last weight change."""
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, Packed | WindowAttention):
+                module.prepare()
+        return self
+
+    def to_precision(self, dtype: torch.dtype) -> "DiQP":
+        """Run the body in ``dtype`` (fp32, fp16 or bf16), inputs, last sums and, at full resolution, stem and head in fp32.
+
+        Prepared weights are made in fp32 first and rounded once.
+        """
+        self.prepare()
+        for name, child in self.named_children():
+            full = name in ("lost",) or (name in ("stem", "head") and self.config.stem_scale == 1)
+            child.to(torch.float32 if full else dtype)
+        return self
+
+    @property
+    def body_dtype(self) -> torch.dtype:
+        """Precision of the U."""
+        return next(self.down.parameters()).dtype
+
+    # -- inputs --------------------------------------------------------------------------------------------------------
+
+    def locate(
+        self,
+        qp: float,
+        codec: str,
+        middle: int,
+        frames: int,
+        left: int,
+        top: int,
+        width: int,
+        height: int,
+        tile_h: int,
+        tile_w: int,
+    ) -> tuple[Tensor, float]:
+        """Location (6 numbers, fp64) and weight decay of one tile.
+
+        qp: in the codec's scale, clamped to the trained range. middle: index of the middle frame of a clip of
+        ``frames``. left, top: the tile's position in a frame of width x height pixels. Raises DiqpError for frames
+        larger than the location tables and for a codec the network does not know.
+        """
+        if isinstance(self.lost, TableLocation):
+            return self.lost.locate(qp, middle, frames, left, top, width, height, (tile_h, tile_w))
+        return self.lost.locate(qp, codec, left, top, width, height)
+
+    def confidence(self, qp: float, codec: str) -> float:
+        """0..1: how far a prediction at this QP may be trusted. 1 from the lowest trained QP up, falling to 0 below.
+
+        Below the trained range the input is close to the source, and the network, clamped to its lowest QP, would
+        overdo it. A quarter of the range's lower bound below it, nothing is done.
+        """
+        low = self.config.qp_range.get(codec, (0, 0))[0]
+        fade = max(low / 4, 1.0)
+        return min(max(1 - (low - qp) / fade, 0.0), 1.0)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def frame_guides(self, around: Tensor, ahead_scaled: Tensor, weight_decay: Tensor) -> Guides:
+        """The guides that depend on whole frames alone: once a group, not once a tile.
+
+        around, ahead_scaled: B, 3, 2, H, W thumbnails; weight_decay: B, 1, 1, 1, 1. Returns maps of B, h, w, C.
+        """
+        dtype = self.body_dtype
+        looked_around = self.look_around(around.to(dtype)) if self.look_around is not None else []
+        scaled = self.look_ahead.scaled(ahead_scaled.to(dtype), weight_decay) if self.look_ahead is not None else []
+        return tuple(looked_around), tuple(scaled)
+
+    def restore(
+        self, tile: Tensor, ahead_tile: Tensor, guides: Guides, location: Tensor, weight_decay: Tensor
+    ) -> Tensor:
+        """Restore tiles with guides already made; see `forward` for shapes. Guides of batch 1 serve the whole batch."""
+        return tile + self.predict(tile, ahead_tile, guides, location, weight_decay)
+
+    def predict(
+        self, tile: Tensor, ahead_tile: Tensor, guides: Guides, location: Tensor, weight_decay: Tensor
+    ) -> Tensor:
+        """The residual alone: B, 3, 3, H, W, fp32."""
+        dtype = self.body_dtype
+        pattern = self.lost(location).to(dtype)
+        code: Tensor | None = None
+        if isinstance(self.stem, CellStem):
+            assert isinstance(self.lost, ContinuousLocation)
+            code = self.lost.code(location).to(dtype)
+            height, width = tile.shape[-2] // 2, tile.shape[-1] // 2
+            features = self.stem(tile, code, tile_pattern(pattern, height, width).permute(0, 3, 1, 2))
+            x = to_tokens(features)
+        else:
+            features = None
+            x = self.stem(tile).to(dtype)
+
+        looked_around, scaled = guides
+        cropped: list[Tensor] = []
+        if self.look_ahead is not None:
+            cropped = self.look_ahead.cropped(ahead_tile.to(dtype), weight_decay)
+        ahead = [torch.cat([c, s.expand(c.shape[0], -1, -1, -1)], -1) for c, s in zip(cropped, scaled, strict=True)]
+
+        skips: list[Tensor] = []
+        for i, (encode, down) in enumerate(zip(self.encoder, self.down, strict=True)):
+            x = encode(x)
+            skips.append(x)
+            x = down(self._join(x, looked_around[i : i + 1], pattern, self.padding_around[i]))
+        x = self.bottleneck(x)
+        for i, (up, decode) in enumerate(zip(self.up, self.decoder, strict=True)):
+            level = len(skips) - 1 - i
+            x = up(self._join(x, ahead[level : level + 1], pattern, self.padding_ahead[level]))
+            x = torch.cat([x, skips[level]], -1) if self.config.skip == "concat" else x + skips[level]
+            x = decode(x)
+        if isinstance(self.head, CellHead):
+            assert code is not None
+            return self.head(to_frames(x), code)
+        return self.head(x).float()
+
+    @staticmethod
+    def _join(x: Tensor, guide: tuple[Tensor, ...] | list[Tensor], pattern: Tensor, padding: int) -> Tensor:
+        """Concatenate a level's guide and LOST's channel to tokens; zeros fill up to a whole number of frames."""
+        batch, height, width, _ = x.shape
+        parts = [x, *(g.expand(batch, -1, -1, -1) for g in guide)]
+        if padding:
+            parts.append(x.new_zeros(batch, height, width, padding))
+        parts.append(tile_pattern(pattern[..., :1], height, width).expand(batch, -1, -1, -1))
+        return torch.cat(parts, -1)
+
+    def forward(
+        self,
+        tile: Tensor,
+        around: Tensor,
+        ahead_tile: Tensor,
+        ahead_scaled: Tensor,
+        location: Tensor,
+        weight_decay: Tensor,
+    ) -> Tensor:
+        """Restore a batch of tiles (spec/diqp.md, "Inputs").
+
+        tile: B, 3, 3, H, W (colour, frame, y, x), 0..1, H and W multiples of ``config.multiple``.
+        around: B, 3, 2, H, W, whole frames n-1 and n+1 shrunk. ahead_tile: B, 3, 2, H, W, the tile of frame n+1 and of
+        the look-ahead frame. ahead_scaled: B, 3, 2, H, W, both as whole frames shrunk. location: 6, B, 1 (see
+        `locate`). weight_decay: B, 1, 1, 1, 1. Returns tile + prediction: B, 3, 3, H, W, not clamped.
+        """
+        guides = self.frame_guides(around, ahead_scaled, weight_decay)
+        return self.restore(tile, ahead_tile, guides, location, weight_decay)

@@ -1,0 +1,144 @@
+"""Between pixels and the U: the released input and output projections, and a stem and head at half resolution.
+
+The half-resolution pair is ours. It works on the clip's own Y, Cb, Cr: a cell of 2x2 pixels has four luma samples and,
+as most clips are 4:2:0, one of each chroma. Values are fed as differences to a local mean, scaled up, beside the
+mean: bf16 would lose half a code value of a mid-grey (spec/restoration-notes.md, lesson 2). Residual blocks with
+weights shared by the three frames do the fine work; the U sees wider around.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vsdiqp.network.config import FRAMES
+from vsdiqp.network.packing import PackedConv
+
+GAIN = 8.0
+"""Scale of the differences to the local mean: brings the textures of video near unit variance."""
+MEAN_SIZE = 5
+"""Side of the local mean in cells: 10 pixels, a little more than the coding grid's step."""
+CELL_INPUTS = 9
+"""Inputs a cell and frame: 4 luma and 2 chroma differences, 3 means."""
+CELL_OUTPUTS = 6
+"""Outputs a cell and frame: 4 luma and 2 chroma residuals."""
+
+
+class PixelStem(nn.Module):
+    """Conv3d 3 -> E, 3x3x3, LeakyReLU 0.01: tokens of single pixels, as released."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.project = PackedConv(3, channels, (3, 3, 3))
+
+    def forward(self, tile: Tensor) -> Tensor:
+        """B, 3, 3, H, W -> B, H, W, E * 3."""
+        # First layer in full precision whatever the body runs in: the input has more bits than bf16 keeps.
+        x = tile.flatten(1, 2).permute(0, 2, 3, 1).to(self.project.weight.dtype)
+        return F.leaky_relu(self.project(x), 0.01)
+
+
+class PixelHead(nn.Module):
+    """Conv3d -> 3, 3x3x3: tokens of single pixels to the residual, as released."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.project = PackedConv(channels, 3, (3, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, H, W, C * 3 -> B, 3, 3, H, W."""
+        y = self.project(x.to(self.project.weight.dtype)).permute(0, 3, 1, 2)
+        return y.unflatten(1, (3, FRAMES))
+
+
+class FrameBlock(nn.Module):
+    """Residual block of two 3x3 convolutions with weights shared by the frames, modulated by the location's vector."""
+
+    def __init__(self, channels: int, code: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulate = nn.Linear(code, 2 * channels)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.1)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        """x: B * 3, C, h, w (frames of an item contiguous); code: B, K. Returns x's shape."""
+        scale, shift = self.modulate(code).repeat_interleave(FRAMES, 0)[..., None, None].to(x.dtype).chunk(2, 1)
+        return x + self.conv2(F.relu(torch.addcmul(shift, self.conv1(x), 1 + scale)))
+
+
+def to_frames(x: Tensor) -> Tensor:
+    """Tokens B, h, w, C * 3 -> images B * 3, C, h, w in channels-last memory."""
+    batch, height, width, _ = x.shape
+    frames = x.view(batch, height, width, -1, FRAMES).permute(0, 4, 1, 2, 3)
+    return frames.reshape(batch * FRAMES, height, width, -1).permute(0, 3, 1, 2)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """Images B * 3, C, h, w -> tokens B, h, w, C * 3: the inverse of `to_frames`."""
+    images, channels, height, width = x.shape
+    frames = x.permute(0, 2, 3, 1).reshape(images // FRAMES, FRAMES, height, width, channels)
+    return frames.permute(0, 2, 3, 4, 1).flatten(3)
+
+
+def local_mean(x: Tensor) -> Tensor:
+    """Mean over MEAN_SIZE x MEAN_SIZE cells, fewer at the border: N, C, h, w -> the same shape."""
+    size, pad = MEAN_SIZE, MEAN_SIZE // 2
+    rows = F.avg_pool2d(x, (size, 1), stride=1, padding=(pad, 0), count_include_pad=False)
+    return F.avg_pool2d(rows, (1, size), stride=1, padding=(0, pad), count_include_pad=False)
+
+
+def cell_inputs(tile: Tensor) -> Tensor:
+    """B, 3, 3, H, W of Y, Cb, Cr in 0..1 -> B * 3, 9, H / 2, W / 2, fp32."""
+    luma = tile[:, 0].flatten(0, 1)[:, None]
+    chroma = F.avg_pool2d(tile[:, 1:].transpose(1, 2).flatten(0, 1), 2)
+    cells = torch.cat([F.pixel_unshuffle(luma, 2), chroma], 1)
+    mean = local_mean(torch.cat([F.avg_pool2d(luma, 2), chroma], 1))
+    around = torch.cat([mean[:, :1].expand(-1, 4, -1, -1), mean[:, 1:]], 1)
+    return torch.cat([(cells - around) * GAIN, mean - 0.5], 1)
+
+
+class CellStem(nn.Module):
+    """Cells of 2x2 pixels of three frames -> features a frame -> tokens."""
+
+    def __init__(self, channels: int, blocks: int, code: int, pattern: int):
+        super().__init__()
+        self.project = nn.Conv2d(FRAMES * CELL_INPUTS + pattern, FRAMES * channels, 3, padding=1)
+        self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
+        self.channels = channels
+
+    def forward(self, tile: Tensor, code: Tensor, pattern: Tensor) -> Tensor:
+        """tile: B, 3, 3, H, W; pattern: B, K, H / 2, W / 2. Returns features B * 3, C, H / 2, W / 2."""
+        cells = cell_inputs(tile)
+        batch = tile.shape[0]
+        # All three frames of a cell enter every frame's features: restoring n-1 needs n and n+1 as much as n does.
+        x = torch.cat([cells.view(batch, -1, *cells.shape[2:]).to(pattern.dtype), pattern], 1)
+        y = F.relu(self.project(x.contiguous(memory_format=torch.channels_last)))
+        images = y.permute(0, 2, 3, 1).unflatten(3, (FRAMES, self.channels)).permute(0, 3, 4, 1, 2).flatten(0, 1)
+        features = images.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            features = block(features, code)
+        return features
+
+
+class CellHead(nn.Module):
+    """Features a frame -> the residual of 2x2 luma samples and their chroma."""
+
+    def __init__(self, channels: int, blocks: int, code: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
+        self.project = nn.Conv2d(channels, CELL_OUTPUTS, 3, padding=1)
+        with torch.no_grad():  # a fresh network predicts next to nothing: it starts at its input, not at noise
+            self.project.weight.mul_(0.05)
+
+    def forward(self, features: Tensor, code: Tensor) -> Tensor:
+        """B * 3, C, h, w -> residual B, 3, 3, 2h, 2w (fp32)."""
+        for block in self.blocks:
+            features = block(features, code)
+        y = self.project(features).float() / GAIN
+        luma = F.pixel_shuffle(y[:, :4], 2)
+        chroma = F.interpolate(y[:, 4:], scale_factor=2.0, mode="nearest")
+        residual = torch.cat([luma, chroma], 1)
+        return residual.unflatten(0, (-1, FRAMES)).transpose(1, 2)
