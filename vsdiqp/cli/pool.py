@@ -1,0 +1,48 @@
+"""``vsdiqp pool``: make training clips and their encodes from a folder of stills and videos."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the sub-command's arguments."""
+    parser = subparsers.add_parser(
+        "pool",
+        help="make a training pool from stills and videos",
+        description="Make a pool of short pristine clips with their HEVC and AV1 encodes, for vsdiqp train. "
+        "A pool with fewer items than asked for is continued.",
+    )
+    parser.add_argument("sources", type=Path, metavar="SOURCES", help="folder of stills and videos")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the pool")
+    parser.add_argument("--items", type=int, default=1500, metavar="N", help="items the pool ends up with (1500)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed gives other items (0)")
+    parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes at work (1)")
+    parser.add_argument(
+        "--plain", action="store_true", help="for validation: native crops at fixed QPs, nothing random"
+    )
+    parser.add_argument("--crops", type=int, default=5, metavar="N", help="crops a video with --plain (5)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the pool, showing progress on stderr."""
+    from vsdiqp.training.pool import generate, generate_plain
+
+    start = time.monotonic()
+    first: list[int] = []
+
+    def progress(have: int, wanted: int) -> None:
+        if not first:
+            first.append(have)
+        rate = (have - first[0]) / max(time.monotonic() - start, 1e-3)
+        left = f", {(wanted - have) / rate / 60:.1f} min left" if rate else ""
+        end = "\n" if have == wanted or not sys.stderr.isatty() else "\r"
+        if end == "\r" or have % 50 == 0 or have == wanted:
+            print(f"{have}/{wanted} items, {rate:.2f}/s{left}   ", end=end, file=sys.stderr, flush=True)
+
+    if args.plain:
+        generate_plain(args.sources, args.out, args.crops, args.seed, progress=progress)
+    else:
+        generate(args.sources, args.out, args.items, args.seed, args.processes, progress=progress)
+    return 0

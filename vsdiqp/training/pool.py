@@ -1,0 +1,350 @@
+"""The pool: a folder of short clips with their real encodes, made ahead of training or beside it.
+
+Layout: ``index.jsonl`` has one line an item; the streams lie in ``streams-NNNN.bin``, each at the offset and length
+that the line gives. Streams are written before their line, so a reader never meets a half-written item and a kill
+costs at most the item in work. Item k of seed s is the same wherever it is made.
+"""
+
+import fcntl
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vsdiqp.errors import DiqpError
+from vsdiqp.training.degrade import (
+    AV1_GOPS,
+    HEVC_GOPS,
+    Clip,
+    EncodeSettings,
+    encode,
+    encode_lossless,
+)
+from vsdiqp.training.sources import Library, Source, find_sources
+
+INDEX = "index.jsonl"
+_STREAM_FILE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """What items look like. Sides are multiples of 64, the coding grid of HEVC and AV1."""
+
+    height: int = 256
+    width: int = 256
+    frames: int = 9
+    """Frames kept of each clip; the encodes they come from are up to 33 frames long, as pyramids need."""
+    codecs: tuple[str, ...] = ("hevc", "av1")
+    ten_bit: float = 0.1
+    """Share of 10-bit items."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be."""
+        if self.height % 64 or self.width % 64 or min(self.height, self.width) < 64:
+            raise DiqpError(f"items are {self.width}x{self.height}; both sides must be multiples of 64")
+        if self.frames < 3:
+            raise DiqpError(f"items have {self.frames} frames; a triplet needs 3 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item before it's stored: its index entry, and streams in the order the entry names them."""
+
+    entry: dict[str, Any]
+    streams: tuple[bytes, ...]
+
+
+def draw_settings(codec: str, rng: np.random.Generator) -> EncodeSettings:
+    """Random encoder settings: 70 % as x265 medium and SVT-AV1 preset 6 do constant QP, else what users also do."""
+    qp = _draw_hevc_qp(rng) if codec == "hevc" else _draw_av1_qp(rng)
+    mode, gop, preset = "cqp", "default", "medium" if codec == "hevc" else "6"
+    flat = rng.random() < (0.2 if codec == "hevc" else 0.35)
+    if rng.random() < 0.3:
+        other = rng.random()
+        if other < 0.45:
+            mode, flat = str(rng.choice(("crf", "aq"))), False
+        if 0.3 < other < 0.75:
+            presets = ("veryfast", "faster", "fast", "slow") if codec == "hevc" else ("4", "8", "8", "10", "12")
+            preset = str(rng.choice(presets))
+        if other > 0.6:
+            gops = HEVC_GOPS if codec == "hevc" else AV1_GOPS
+            gop = str(rng.choice([name for name in gops if name != "intra" or rng.random() < 0.3]))
+        if mode != "cqp":
+            # A rate factor gives frames coarser quantisers than its number, most of all in x265.
+            qp = min(qp, 40.0 if codec == "hevc" else 240.0)
+    return EncodeSettings(codec, qp, mode, preset, gop, flat)
+
+
+def _draw_hevc_qp(rng: np.random.Generator) -> float:
+    part = rng.random()
+    low, high = (22, 45) if part < 0.77 else (12, 21) if part < 0.89 else (46, 51)
+    return float(rng.integers(low, high + 1))
+
+
+def _draw_av1_qp(rng: np.random.Generator) -> float:
+    part = rng.random()
+    if part < 0.08:
+        return float(rng.choice((102, 153, 204, 255)))
+    low, high = (80, 255) if part < 0.9 else (40, 79)
+    return float(rng.integers(low, high + 1))
+
+
+def make_item(
+    index: int, seed: int, sources: list[Source], library: Library, settings: PoolSettings | None = None
+) -> Item:
+    """Render, encode and describe item ``index``; nothing but the arguments decides what it is."""
+    from vsdiqp.training.camera import render, to_yuv420
+
+    settings = settings or PoolSettings()
+    rng = np.random.default_rng([seed, index])
+    length = settings.frames + 8 * int(rng.choice(4, p=(0.15, 0.45, 0.2, 0.2)))
+    shot = render(sources, library, (settings.height, settings.width), length, rng)
+    matrix = 1 if rng.random() < 0.75 else 6
+    bits = 10 if rng.random() < settings.ten_bit else 8
+    clip = to_yuv420(shot.rgb, matrix, bits)
+    kept = min(settings.frames, clip.frames)
+    first = int(rng.integers(clip.frames - kept + 1))
+    if rng.random() < 0.1:
+        first = 0  # the keyframe and its followers, which long encodes have few of
+    encodes = [draw_settings(codec, rng) for codec in settings.codecs]
+    about = {
+        "item": index,
+        "seed": seed,
+        "sources": shot.sources,
+        "matrix": matrix,
+        "cuts": [cut - first for cut in shot.cuts if 0 < cut - first < kept],
+    }
+    return describe(clip, first, kept, encodes, about)
+
+
+def describe(clip: Clip, first: int, kept: int, encodes: list[EncodeSettings], about: dict[str, Any]) -> Item:
+    """Encode the whole clip with each of the settings and describe frames ``first .. first+kept-1`` as an item."""
+    window = clip.cut(first, kept)
+    streams = [encode_lossless(window)]
+    degraded = []
+    for settings in encodes:
+        encoded = encode(clip, settings)
+        streams.append(encoded.data)
+        qps = [round(qp, 2) for qp in encoded.qps[first : first + kept]]
+        degraded.append({**asdict(settings), "bits": clip.bits, "first": first, "frames": clip.frames, "qps": qps})
+    entry = {
+        **about,
+        "height": clip.y.shape[1],
+        "width": clip.y.shape[2],
+        "frames": kept,
+        "bits": clip.bits,
+        "range": "limited",
+        "chroma_location": 0,
+        "degraded": degraded,
+    }
+    return Item(entry, tuple(streams))
+
+
+class PoolWriter:
+    """Appends items to a pool folder; only one writer a folder at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def open(self) -> Iterator["PoolWriter"]:
+        """Hold the folder for writing. Raises DiqpError when another process does."""
+        with open(self._folder / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DiqpError(
+                    f"{self._folder} is being written by another process; wait for it or give another folder"
+                ) from error
+            self._drop_torn_line()
+            yield self
+
+    def count(self) -> int:
+        """Items in the index."""
+        return len(read_index(self._folder))
+
+    def add(self, item: Item) -> None:
+        """Append one item: its streams, then its line."""
+        entry = dict(item.entry)
+        path, places = self._append_streams(item.streams)
+        entry["file"] = path
+        entry["source"] = places[0]
+        entry["degraded"] = [
+            {**degraded, "stream": place} for degraded, place in zip(entry["degraded"], places[1:], strict=True)
+        ]
+        with open(self._folder / INDEX, "ab") as index:
+            index.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+
+    def _append_streams(self, streams: tuple[bytes, ...]) -> tuple[str, list[list[int]]]:
+        number = 0
+        while (self._folder / _stream_name(number + 1)).exists():
+            number += 1
+        path = self._folder / _stream_name(number)
+        if path.exists() and path.stat().st_size >= _STREAM_FILE_BYTES:
+            path = self._folder / _stream_name(number + 1)
+        places = []
+        with open(path, "ab") as file:
+            for stream in streams:
+                places.append([file.tell(), len(stream)])
+                file.write(stream)
+            file.flush()
+            os.fsync(file.fileno())
+        return path.name, places
+
+    def _drop_torn_line(self) -> None:
+        path = self._folder / INDEX
+        if not path.exists():
+            return
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with open(path, "r+b") as file:
+                file.truncate(whole)
+
+
+def _stream_name(number: int) -> str:
+    return f"streams-{number:04d}.bin"
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """All index entries. Raises DiqpError for a damaged line."""
+    return read_index_from(folder, 0)[0]
+
+
+def read_index_from(folder: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The index entries from byte ``offset`` on, and the offset behind them; a line still being written is left."""
+    path = folder / INDEX
+    if not path.exists():
+        return [], offset
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read()
+    whole = data.rfind(b"\n") + 1
+    try:
+        return [json.loads(line) for line in data[:whole].splitlines()], offset + whole
+    except json.JSONDecodeError as error:
+        raise DiqpError(f"{path} has a damaged line ({error}); delete the line or make the pool anew") from error
+
+
+def read_stream(folder: Path, entry: dict[str, Any], place: list[int]) -> bytes:
+    """The bytes of one stream of an item. Raises DiqpError when the file is shorter than the index says."""
+    path = folder / str(entry["file"])
+    with open(path, "rb") as file:
+        file.seek(place[0])
+        data = file.read(place[1])
+    if len(data) != place[1]:
+        raise DiqpError(f"{path} is shorter than {folder / INDEX} says; copy it again or make the pool anew")
+    return data
+
+
+def generate(
+    folder: Path,
+    out: Path,
+    count: int,
+    seed: int = 0,
+    processes: int = 1,
+    settings: PoolSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Fill pool ``out`` from the material in ``folder`` up to ``count`` items; returns how many were added.
+
+    A pool that has some items already goes on behind them. ``progress`` is called with items there and items wanted.
+    """
+    find_sources(folder)  # fail before any process starts
+    writer = PoolWriter(out)
+    with writer.open():
+        have = writer.count()
+        added = 0
+        for item in _items(range(have, count), folder, seed, processes, settings or PoolSettings()):
+            writer.add(item)
+            added += 1
+            if progress is not None:
+                progress(have + added, count)
+    return added
+
+
+def _items(indices: range, folder: Path, seed: int, processes: int, settings: PoolSettings) -> Iterator[Item]:
+    if processes <= 1:
+        _start(folder, seed, settings)
+        yield from map(_work, indices)
+        return
+    # "spawn" rather than "fork": torch and the encoders hold threads that a fork would leave behind.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, _start, (folder, seed, settings)) as workers:
+        yield from workers.imap(_work, indices, chunksize=1)
+
+
+PLAIN_ENCODES = tuple(
+    [EncodeSettings("hevc", qp, preset="medium") for qp in (27, 32, 37, 42)]
+    + [EncodeSettings("av1", qp, preset="6") for qp in (102, 153, 204, 255)]
+)
+"""Constant QP as validation wants it: x265 medium and SVT-AV1 preset 6 with their usual frame offsets."""
+
+
+def generate_plain(
+    folder: Path,
+    out: Path,
+    crops: int,
+    seed: int = 0,
+    settings: PoolSettings | None = None,
+    encodes: tuple[EncodeSettings, ...] = PLAIN_ENCODES,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """A validation pool: ``crops`` places in each video of ``folder``, untouched samples, each of ``encodes`` on all.
+
+    The whole video's length (64 frames at most) is encoded and the frames that are kept lie anywhere in it. A pool
+    with some of these items already goes on behind them; returns how many were added.
+    """
+    settings = settings or PoolSettings()
+    videos = [source for source in find_sources(folder) if not source.still]
+    places = [(video, crop) for video in videos for crop in range(crops)]
+    library = Library()
+    writer = PoolWriter(out)
+    with writer.open():
+        have = writer.count()
+        for index in range(have, len(places)):
+            video, _ = places[index]
+            rng = np.random.default_rng([seed, index])
+            clip = library.planes(video)
+            height, width = (
+                min(want, have_) // 2 * 2
+                for want, have_ in zip((settings.height, settings.width), clip.y.shape[1:], strict=True)
+            )
+            top, left = (
+                int(rng.integers((have_ - side) // 2 + 1)) * 2
+                for have_, side in zip(clip.y.shape[1:], (height, width), strict=True)
+            )
+            y = clip.y[:, top : top + height, left : left + width]
+            c = clip.c[:, :, top // 2 : (top + height) // 2, left // 2 : (left + width) // 2]
+            kept = min(settings.frames, clip.frames)
+            first = int(rng.integers(clip.frames - kept + 1))
+            about = {"item": index, "seed": seed, "sources": [video.name], "matrix": 1, "cuts": [], "crop": [top, left]}
+            writer.add(describe(Clip(y, c, clip.bits), first, kept, list(encodes), about))
+            if progress is not None:
+                progress(index + 1, len(places))
+    return len(places) - have
+
+
+_worker: tuple[list[Source], Library, int, PoolSettings] | None = None
+
+
+def _start(folder: Path, seed: int, settings: PoolSettings) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.setdefault("SVT_LOG", "1")  # errors only
+    global _worker
+    _worker = (find_sources(folder), Library(), seed, settings)
+
+
+def _work(index: int) -> Item:
+    assert _worker is not None
+    sources, library, seed, settings = _worker
+    return make_item(index, seed, sources, library, settings)
