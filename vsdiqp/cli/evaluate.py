@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from vsdiqp.evaluation.progress import ProgressLine
 
     if args.fit_closed_form:
-        from vsdiqp.evaluation.pool import fit_on_pool
+        from vsdiqp.evaluation.fit import fit_on_pool
 
         with ProgressLine() as progress:
             fitted = fit_on_pool(args.fit_closed_form[0], progress)

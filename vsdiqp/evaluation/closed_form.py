@@ -7,7 +7,7 @@ does not beat this has learnt nothing yet.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,10 +87,8 @@ def correct(
     for top in range(0, current.shape[0], _STRIPE):
         bottom = min(top + _STRIPE, current.shape[0])
         values = features(before, current, after, top, bottom)
-        kinds = classes[top:bottom].ravel()
-        residual = np.zeros(kinds.shape, np.float32)
-        for kind in np.unique(kinds):
-            here = np.flatnonzero(kinds == kind)
+        residual = np.empty(values.shape[1], np.float32)
+        for kind, here in _groups(classes[top:bottom]):
             residual[here] = filters[kind] @ values[:, here]
         out[top:bottom] += np.float32(strength) * residual.reshape(bottom - top, -1)
     return out
@@ -186,10 +184,8 @@ class Fitter:
         self.frames[sample.codec] += 1
         rows = sample.current.shape[0]
         values = features(sample.before, sample.current, sample.after, 0, rows)
-        kinds = classify(sample.current).ravel()
         target = wanted.ravel()
-        for kind in np.unique(kinds):
-            here = np.flatnonzero(kinds == kind)
+        for kind, here in _groups(classify(sample.current)):
             matrix = values[:, here]
             gram = (matrix @ matrix.T).astype(np.float64) / (error * target.size)
             moment = (matrix @ target[here]).astype(np.float64) / (error * target.size)
@@ -199,7 +195,12 @@ class Fitter:
                 self._pixels[sample.codec][i, kind] += weight * here.size
 
     def solve(self, origin: str, ridge: float = 1e-3, least_pixels: int = 20000) -> ClosedForm:
-        """Filters for the codecs seen. Classes with fewer than `least_pixels` pixels keep their hands off (zeros)."""
+        """Filters for the codecs seen. Classes with fewer than `least_pixels` pixels keep their hands off (zeros).
+
+        Raises DiqpError where no damaged frame came.
+        """
+        if not any(self.frames.values()):
+            raise DiqpError("nothing to fit the closed-form filters on: no frames damaged at constant QP came")
         filters: dict[str, NDArray[np.float32]] = {}
         for codec, grams in self._gram.items():
             if not self.frames[codec]:
@@ -214,14 +215,14 @@ class Fitter:
         return ClosedForm(filters, origin)
 
 
-def fit(samples: Iterable[Sample], origin: str) -> ClosedForm:
-    """Least squares over all samples; they are consumed one by one."""
-    fitter = Fitter()
-    for sample in samples:
-        fitter.add(sample)
-    if not any(fitter.frames.values()):
-        raise DiqpError("nothing to fit the closed-form filters on: no damaged frames came")
-    return fitter.solve(origin)
+def _groups(classes: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each class that occurs, with the flat indices of its pixels."""
+    flat = classes.ravel()
+    order = np.argsort(flat, kind="stable")
+    bounds = np.searchsorted(flat[order], np.arange(CLASSES + 1))
+    for kind in range(CLASSES):
+        if bounds[kind] < bounds[kind + 1]:
+            yield kind, order[bounds[kind] : bounds[kind + 1]]
 
 
 def _hat(codec: str, qp: float) -> list[tuple[int, float]]:

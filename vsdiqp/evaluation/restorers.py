@@ -57,7 +57,7 @@ class Diqp:
     @property
     def key(self) -> str:
         """Version, arguments, and the checkpoint's content where it is a file."""
-        return f"diqp {__version__} {_file_mark(self.model)} {sorted(self.arguments.items())}"
+        return f"diqp {__version__} {_content(self.model)} {sorted(self.arguments.items())}"
 
     def restore(self, clip: Node, codec: str, qp: float) -> Node:
         """Raises DiqpError where the plugin is not loaded or refuses the clip."""
@@ -71,13 +71,11 @@ class Diqp:
             raise DiqpError(str(error)) from error
 
 
-def _file_mark(model: str) -> str:
-    """Hash of the checkpoint that a name or path stands for; the text itself where that cannot be told."""
-    shipped = Path(__file__).parents[1] / "weights" / f"{model}.safetensors"
-    for path in (Path(model), shipped):
-        if path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return model
+def _content(model: str) -> str:
+    """Hash of the checkpoint that a shipped name or a path stands for. Raises DiqpError where there is none."""
+    from vsdiqp.network.checkpoint import resolve
+
+    return hashlib.sha256(resolve(model).read_bytes()).hexdigest()[:16]
 
 
 def parse_method(text: str) -> Method:
@@ -93,7 +91,7 @@ def parse_method(text: str) -> Method:
         return Input()
     if kind == "diqp":
         model, *arguments = rest.split(",") if rest else ["lite"]
-        return Diqp(model, dict(_argument(a) for a in arguments))
+        return Diqp(model, dict(parse_argument(a) for a in arguments))
     if kind == "closed-form":
         from vsdiqp.evaluation.closed_form import ClosedForm
 
@@ -113,10 +111,11 @@ def parse_methods(texts: Sequence[str]) -> list[Method]:
     return list(methods.values())
 
 
-def _argument(text: str) -> tuple[str, int | float | str]:
+def parse_argument(text: str) -> tuple[str, int | float | str]:
+    """A filter argument from ``name=value``, numbers as numbers. Raises DiqpError where it is not of that form."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise DiqpError(f"expected NAME=VALUE after the model, got {text!r}")
+        raise DiqpError(f"expected a filter argument as NAME=VALUE, got {text!r}")
     for number in (int, float):
         try:
             return name, number(value)
