@@ -22,6 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Print what is here."""
+    from vsdiqp.backends import MODULES, unavailable
     from vsdiqp.network import read_config, shipped
 
     if args.models:
@@ -31,6 +32,9 @@ def run(args: argparse.Namespace) -> int:
     for package in _PACKAGES:
         print(f"  {package}: {_version(package)}")
     print(f"plugin: {_plugin()}")
+    print('backends, in the order in which backend="auto" tries them:')
+    for name in MODULES:
+        print(f"  {name}: {unavailable(name) or 'ready'}")
     print("devices:")
     for line in _devices():
         print(f"  {line}")
