@@ -33,10 +33,13 @@ def cache_folder() -> Path:
     return folder / "vsdiqp" / "qp"
 
 
-def load(path: Path) -> Scan | None:
-    """Return the scan kept for ``path`` as it is on disk now; None when there is none that can be used."""
+def load(path: Path, order: str) -> Scan | None:
+    """Return the scan kept for ``path`` as it is on disk now; None when there is none that can be used.
+
+    ``order`` is the :data:`vsdiqp.codecs.scan.Order` it was made with.
+    """
     try:
-        kept = json.loads(_entry(path).read_text(encoding="utf-8"))
+        kept = json.loads(_entry(path, order).read_text(encoding="utf-8"))
         if kept["key"] != _key(path):
             return None
         fields: dict[str, Any] = kept["scan"]
@@ -47,12 +50,12 @@ def load(path: Path) -> Scan | None:
     return scan if len(scan.qps) == len(scan.frames) > 0 else None
 
 
-def store(path: Path, scan: Scan) -> None:
+def store(path: Path, order: str, scan: Scan) -> None:
     """Keep ``scan`` for ``path``; a cache folder that cannot be written to is no error."""
     fields = asdict(scan)
     fields["frames"] = [(frame.qp, frame.kind, frame.key) for frame in scan.frames]
     text = json.dumps({"key": _key(path), "scan": fields})
-    entry = _entry(path)
+    entry = _entry(path, order)
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=entry.parent, suffix=".partial")
@@ -75,6 +78,6 @@ def _key(path: Path) -> list[Any]:
     return [VERSION, str(path.resolve()), *stamp(path)]
 
 
-def _entry(path: Path) -> Path:
+def _entry(path: Path, order: str) -> Path:
     name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return cache_folder() / f"{name}.json"
+    return cache_folder() / f"{name}.{order}.json"

@@ -8,9 +8,10 @@ class CodedFrame:
     """One frame as a decoder outputs it."""
 
     qp: int
-    """The stream's own quantiser, on its own codec's scale, unclamped."""
+    """The stream's own quantiser in its codec's unit, unclamped: from headers, or the mean of its blocks."""
     kind: str
-    """"I", "P" or "B": the freest prediction any slice of the frame may use. AV1 and VP9 know I and P only."""
+    """"I", "P", "B" or "b", by the freest prediction any slice of the frame may use, as x265 names them: other frames may
+    be predicted from a "B", none from a "b". AV1 and VP9 know I and P only; where frames are decoded all B are "B"."""
     key: bool
     """Decoding can start here."""
 
@@ -20,7 +21,7 @@ class Scan:
     """Everything read from one file."""
 
     stream_codec: str
-    """FFmpeg's name of the codec: "hevc", "av1", "h264", "vp9", "mpeg2video"."""
+    """FFmpeg's name of the codec: "hevc", "av1", "h264", "vp9", "mpeg2video" and so on."""
     codec: str
     """The scale of ``qps``: "hevc" or "av1"."""
     profile: str

@@ -46,6 +46,7 @@ class _Picture:
     slice_qps: list[int]
     slice_types: list[int]
     key: bool
+    reference: bool
     packet: int
 
 
@@ -100,7 +101,7 @@ class HevcReader:
                 picture.packet,
                 CodedFrame(
                     round(sum(picture.slice_qps) / len(picture.slice_qps)),
-                    _KINDS[min(picture.slice_types)],
+                    _kind(picture),
                     picture.key,
                 ),
             )
@@ -150,8 +151,13 @@ class HevcReader:
         if temporal_id == 0 and nal not in _RADL_RASL and not sub_layer_non_reference:
             self._previous_poc = poc
 
-        picture = _Picture(self._sequence, poc, [], [], nal in _IRAP, packet)
+        picture = _Picture(self._sequence, poc, [], [], nal in _IRAP, not sub_layer_non_reference, packet)
         output = elements.get("pic_output_flag", 1) and not (nal in _RASL and self._drop_rasl)
         if shown and output:
             self._pictures.append(picture)
         return picture
+
+
+def _kind(picture: _Picture) -> str:
+    kind = _KINDS[min(picture.slice_types)]
+    return "b" if kind == "B" and not picture.reference else kind

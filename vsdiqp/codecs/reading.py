@@ -6,32 +6,39 @@ from pathlib import Path
 from vsdiqp.codecs import cache
 from vsdiqp.codecs.frames import Scan
 from vsdiqp.codecs.progress import Progress, StderrProgress
-from vsdiqp.codecs.scan import scan_file
+from vsdiqp.codecs.scan import Order, scan_file
 from vsdiqp.errors import DiqpError
 
 
-def probe(path: str | os.PathLike[str], *, use_cache: bool = True, progress: Progress | None = None) -> Scan:
-    """Return what the headers of the first video stream of ``path`` say, from the cache when the file is unchanged.
+def probe(
+    path: str | os.PathLike[str],
+    *,
+    order: Order = "headers",
+    use_cache: bool = True,
+    progress: Progress | None = None,
+) -> Scan:
+    """Return the QPs and the description of the first video stream of ``path``, from the cache if it is unchanged.
 
-    ``progress`` is called with the share of the file that has been read; by default a scan that takes long shows it
-    on stderr. Raises :class:`DiqpError` when the file cannot be read or changes while it is.
+    ``order`` is explained at :func:`vsdiqp.codecs.scan.scan_file`. ``progress`` is called with the share of the file
+    that has been read; by default a scan that takes long shows it on stderr. Raises :class:`DiqpError` when the file
+    cannot be read or changes while it is.
     """
     file = Path(path)
     try:
         before = cache.stamp(file)
     except OSError as error:
         raise DiqpError(f"cannot read {file}: {error.strerror}") from error
-    if use_cache and (kept := cache.load(file)) is not None:
+    if use_cache and (kept := cache.load(file, order)) is not None:
         return kept
     if progress is None:
         with StderrProgress(file.name) as shown:
-            result = scan_file(file, shown)
+            result = scan_file(file, shown, order)
     else:
-        result = scan_file(file, progress)
+        result = scan_file(file, progress, order)
     if cache.stamp(file) != before:
         raise DiqpError(f"{file} changed while it was read: wait until it is complete, then try again")
     if use_cache:
-        cache.store(file, result)
+        cache.store(file, order, result)
     return result
 
 
@@ -52,6 +59,9 @@ def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int]]:
     also end early. Raises :class:`DiqpError` naming both numbers when they do not fit.
     """
     result = probe(path)
+    if offset == 0 and len(result.qps) != frames:
+        # A decoder passes over what it cannot make sense of in a damaged file, and source filters count what is left.
+        result = probe(path, order="decoder")
     held = len(result.qps)
     fits = held == frames if offset == 0 else offset > 0 and offset + frames <= held
     if not fits:

@@ -7,9 +7,13 @@ nearly lossless and no network has seen any, so readers clamp them to 0.
 
 AV1's base_q_idx is an index 0..255 into a table of steps (AV1 specification, 7.12.2), the same for every depth in
 relative terms; 0 may mean lossless.
+
+Codecs that no network is trained on go onto the scale of the nearest relative by equal quantiser step, since the step
+is what sets the size of the error. HEVC's step is 2^((QP - 4) / 6) in units of an orthonormal transform (8.6.4.2).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vsdiqp.errors import DiqpError
@@ -60,3 +64,41 @@ def scale_of(codec: str) -> QpScale:
 def check_qp(codec: str, qp: float) -> float:
     """Return ``qp`` when it lies on ``codec``'s scale; raise :class:`DiqpError` saying what is accepted."""
     return scale_of(codec).check(qp)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignScale:
+    """How the quantiser of a codec without a network of its own goes onto one of ``CODECS``."""
+
+    codec: str
+    """The scale it is put on."""
+    convert: Callable[[float, int], float]
+    """(mean block quantiser, bit depth) to a value on that scale, not clamped."""
+
+
+def _from_h264(qp: float, bits: int) -> float:
+    """H.264 has HEVC's step (H.264, 8.5.9). FFmpeg's block QPs count from -QpBdOffset (7.4.2.1.1)."""
+    return qp - 6 * (bits - 8)
+
+
+def _from_vp9(index: float, bits: int) -> float:
+    """AV1 took over VP9's tables of steps and the gain of its transforms, so the index is the same."""
+    return index
+
+
+def _from_quantiser_scale(scale: float, bits: int) -> float:
+    """MPEG-2's step is quantiser_scale where the weighting matrix is 16, as for all of inter blocks by default.
+
+    From ISO/IEC 13818-2, 7.4.2.3: F = 2 * QF * W * quantiser_scale / 32, with an orthonormal transform.
+    """
+    return 4 + 6 * math.log2(max(scale, 1.0))
+
+
+FOREIGN: dict[str, ForeignScale] = {
+    "h264": ForeignScale("hevc", _from_h264),
+    "vp9": ForeignScale("av1", _from_vp9),
+    "mpeg1video": ForeignScale("hevc", _from_quantiser_scale),
+    "mpeg2video": ForeignScale("hevc", _from_quantiser_scale),
+    "mpeg4": ForeignScale("hevc", _from_quantiser_scale),
+}
+"""By FFmpeg's name of the codec. FFmpeg gives MPEG-1 and MPEG-4 quantisers in MPEG-2's unit."""

@@ -1,18 +1,26 @@
-"""Reads a file once, from start to end, and returns what its headers say of every frame."""
+"""Reads a file once, from start to end, and returns the quantiser of every frame."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import av
 import av.error
+from av.video.frame import PictureType
 
-from vsdiqp.codecs import av1, hevc
+from vsdiqp.codecs import av1, decoding, hevc
 from vsdiqp.codecs.frames import CodedFrame, Scan
 from vsdiqp.codecs.progress import Progress
-from vsdiqp.codecs.scales import scale_of
+from vsdiqp.codecs.scales import FOREIGN, ForeignScale, scale_of
 from vsdiqp.codecs.trace import HeaderTrace, Section, tracing
 from vsdiqp.errors import DiqpError
+
+Order = Literal["headers", "decoder"]
+"""Where the order of frames is taken from: the headers alone, or a decoder's output, which takes much longer."""
+
+
+_KINDS = {PictureType.I: "I", PictureType.P: "P", PictureType.B: "B"}
 
 
 class HeaderReader(Protocol):
@@ -25,53 +33,93 @@ class HeaderReader(Protocol):
         """Return (packet index, frame) in output order."""
 
 
-_HEADER_READERS: dict[str, tuple[Callable[[], HeaderReader], str, frozenset[str]]] = {
-    "hevc": (hevc.HevcReader, hevc.UNIT_TYPES, hevc.WANTED),
-    "av1": (av1.Av1Reader, av1.UNIT_TYPES, av1.WANTED),
+@dataclass(frozen=True, slots=True)
+class _Headers:
+    reader: Callable[[], HeaderReader]
+    unit_types: str
+    wanted: frozenset[str]
+
+
+_HEADERS: dict[str, _Headers] = {
+    "hevc": _Headers(hevc.HevcReader, hevc.UNIT_TYPES, hevc.WANTED),
+    "av1": _Headers(av1.Av1Reader, av1.UNIT_TYPES, av1.WANTED),
 }
+"""Codecs whose headers are read; those of ``FOREIGN`` are decoded, because only decoders know their blocks' QP."""
 
 
-def scan_file(path: Path, progress: Progress | None = None) -> Scan:
+def scan_file(path: Path, progress: Progress | None = None, order: Order = "headers") -> Scan:
     """Read the QP of every frame of the first video stream of ``path``, in presentation order.
 
-    Raises :class:`DiqpError` when the file cannot be opened, holds no video, or its codec is not one that is known.
+    ``order`` "decoder" also decodes HEVC and AV1, and leaves out the frames that the decoder makes nothing of: what
+    damaged files need. Raises :class:`DiqpError` when the file cannot be opened, holds no video, or is of a codec
+    whose QP cannot be read.
     """
+    unreadable = 0
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DiqpError(f"{path} holds no video stream: give the file that the clip was loaded from")
+        with _open(path) as container:
             stream = container.streams.video[0]
-            stream_codec = _codec_name(stream)
-            if stream_codec not in _HEADER_READERS:
-                raise DiqpError(f"{path} is {stream_codec}: the QP can be read from {', '.join(_HEADER_READERS)}")
-            return _scan_headers(path, container, stream, stream_codec, progress)
+            context = stream.codec_context
+            stream_codec = "" if context is None else str(context.codec.canonical_name)
+            if stream_codec in _HEADERS:
+                numbered, unreadable = _read_headers(container, stream, _HEADERS[stream_codec], progress)
+                frames = [frame for _, frame in numbered]
+                qps: list[float] = [frame.qp for frame in frames]
+                scale = scale_of(stream_codec)
+            elif stream_codec in FOREIGN:
+                foreign = FOREIGN[stream_codec]
+                frames, qps = _read_blocks(container, stream, foreign, progress)
+                scale = scale_of(foreign.codec)
+            else:
+                raise DiqpError(
+                    f"{path} is {stream_codec or 'of an unknown codec'}: the QP can be read from "
+                    f"{', '.join([*_HEADERS, *FOREIGN])}; for this one give Restore a qp"
+                )
+            described = {
+                "profile": str(context.profile or ""),
+                "bits": context.format.components[0].bits if context.format is not None else 8,
+                "width": context.width,
+                "height": context.height,
+            }
+        if order == "decoder" and stream_codec in _HEADERS:
+            with _open(path) as container:
+                frames = decoding.in_decoder_order(numbered, container, container.streams.video[0])
+                qps = [frame.qp for frame in frames]
+        with _open(path) as container:
+            encoder = decoding.signature(container, container.streams.video[0])
     except av.error.FFmpegError as error:
         raise DiqpError(f"cannot read {path}: {error.strerror or error}") from error
+    if not frames:
+        raise DiqpError(f"no frame of {path} could be read: is the file complete and not encrypted?")
+    return Scan(
+        stream_codec=stream_codec,
+        codec=scale.codec,
+        encoder=encoder,
+        frames=frames,
+        qps=[round(scale.clamp(qp)) for qp in qps],
+        unreadable=unreadable,
+        **described,
+    )
 
 
-def _codec_name(stream: av.VideoStream) -> str:
-    context = stream.codec_context
-    # The decoder may be called libdav1d where the codec is av1.
-    return "" if context is None else str(context.codec.canonical_name)
+def _open(path: Path) -> av.container.InputContainer:
+    container = av.open(str(path))
+    if not container.streams.video:
+        container.close()
+        raise DiqpError(f"{path} holds no video stream: give the file that the clip was loaded from")
+    return container
 
 
-def _scan_headers(
-    path: Path,
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    stream_codec: str,
-    progress: Progress | None,
-) -> Scan:
-    make_reader, unit_types, wanted = _HEADER_READERS[stream_codec]
-    reader = make_reader()
+def _read_headers(
+    container: av.container.InputContainer, stream: av.VideoStream, headers: _Headers, progress: Progress | None
+) -> tuple[list[tuple[int, CodedFrame]], int]:
+    """Return (packet index, frame) in output order, and the number of packets that could not be parsed."""
+    reader = headers.reader()
     unreadable = 0
     size = max(container.size, 1)
     with tracing() as lines:
-        trace = HeaderTrace(stream, lines, unit_types, wanted)
+        trace = HeaderTrace(stream, lines, headers.unit_types, headers.wanted)
         reader.read(trace.initial, -1, False)
-        for index, packet in enumerate(container.demux(stream)):
-            if packet.size == 0:
-                continue
+        for index, packet in enumerate(decoding.packets(container, stream)):
             # The filter takes the packet's contents away: ask it first.
             position, shown = packet.pos, not packet.is_discard
             try:
@@ -82,22 +130,26 @@ def _scan_headers(
             reader.read(sections, index, shown)
             if progress is not None and position is not None:
                 progress(min(position / size, 1.0))
-    frames = [frame for _, frame in reader.frames()]
-    if not frames:
-        raise DiqpError(
-            f"no frame of {path} could be read ({unreadable} packets were damaged): is it complete and not encrypted?"
-        )
-    context = stream.codec_context
-    scale = scale_of(stream_codec)
-    return Scan(
-        stream_codec=stream_codec,
-        codec=stream_codec,
-        profile=str(context.profile or ""),
-        bits=context.format.components[0].bits if context.format is not None else 8,
-        width=context.width,
-        height=context.height,
-        encoder="",
-        frames=frames,
-        qps=[int(scale.clamp(frame.qp)) for frame in frames],
-        unreadable=unreadable,
-    )
+    return reader.frames(), unreadable
+
+
+def _read_blocks(
+    container: av.container.InputContainer, stream: av.VideoStream, foreign: ForeignScale, progress: Progress | None
+) -> tuple[list[CodedFrame], list[float]]:
+    """Return the frames and, for each, its mean block QP on the scale of ``foreign.codec``."""
+    frames: list[CodedFrame] = []
+    qps: list[float] = []
+    size = max(container.size, 1)
+    quantiser: float | None = None
+    for _, position, frame in decoding.decoded(container, stream):
+        # A frame that is shown again, or one that is all concealment, has no blocks of its own.
+        quantiser = decoding.block_quantiser(frame) or quantiser
+        if quantiser is None:
+            raise DiqpError("the decoder says nothing of the first frame's quantiser: give Restore a qp")
+        bits = frame.format.components[0].bits
+        kind = _KINDS.get(PictureType(frame.pict_type), "P")
+        frames.append(CodedFrame(round(quantiser), kind, frame.key_frame))
+        qps.append(foreign.convert(quantiser, bits))
+        if progress is not None and position is not None:
+            progress(min(position / size, 1.0))
+    return frames, qps
