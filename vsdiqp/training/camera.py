@@ -74,8 +74,10 @@ def _scene(
             layer = _move(others[int(rng.integers(others.shape[0]))], size, frames, rng)
             rgb = _composite(rgb, layer, rng)
             names.append(front.name)
-    rgb = _orient(rgb, rng)
-    return Shot(_look(rgb, rng), [], names)
+    rgb = _look(_orient(rgb, rng), rng)
+    if rng.random() < 0.06:
+        rgb = _title(rgb, rng)
+    return Shot(rgb, [], names)
 
 
 def _detail(rgb: torch.Tensor) -> float:
@@ -223,6 +225,38 @@ def _composite(back: torch.Tensor, front: torch.Tensor, rng: np.random.Generator
         window = window[:, :, :-1] * (1 - fy) + window[:, :, 1:] * fy
         window = window[..., :-1] * (1 - fx) + window[..., 1:] * fx
         out.append(back[index] * (1 - window[0]) + front[index] * window[0])
+    return torch.stack(out)
+
+
+def _title(rgb: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Subtitles, captions or rolling credits: outlined letters, still or drifting up."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    frames, _, height, width = rgb.shape
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?-'"
+    lines = []
+    for _ in range(int(rng.integers(1, 4))):
+        words = ["".join(rng.choice(list(letters), int(rng.integers(1, 9)))) for _ in range(int(rng.integers(1, 5)))]
+        lines.append(" ".join(words))
+    drift = int(rng.integers(0, 3)) if rng.random() < 0.3 else 0
+    canvas = Image.new("RGBA", (width, height + drift * frames), (0, 0, 0, 0))
+    fill = tuple(int(v) for v in (rng.integers(0, 256, 3) if rng.random() < 0.4 else (240, 240, 240)))
+    edge = tuple(255 - v if rng.random() < 0.2 else 0 for v in fill)
+    size = float(rng.uniform(10, 40))
+    place = (float(rng.uniform(-0.1, 0.4) * width), float(rng.uniform(0, 0.8) * height))
+    ImageDraw.Draw(canvas).multiline_text(
+        place,
+        "\n".join(lines),
+        fill=(*fill, int(rng.integers(160, 256))),
+        font=ImageFont.load_default(size),
+        stroke_width=int(rng.integers(0, 3)),
+        stroke_fill=(*edge, 255),
+    )
+    layer = torch.from_numpy(np.asarray(canvas).transpose(2, 0, 1).astype(np.float32) / 255)
+    out = []
+    for index in range(frames):
+        window = layer[:, index * drift : index * drift + height]
+        out.append(rgb[index] * (1 - window[3:]) + window[:3] * window[3:])
     return torch.stack(out)
 
 

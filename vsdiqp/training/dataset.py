@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsdiqp.errors import DiqpError
-from vsdiqp.training.degrade import Clip, Samples, decode
+from vsdiqp.training.degrade import Clip, Samples, decode, header_qps
 from vsdiqp.training.pool import INDEX, read_index_from, read_stream
 
 
@@ -22,7 +22,7 @@ class DecodedStream:
     nominal: float
     """The QP asked of the encoder, in the codec's scale."""
     qps: NDArray[np.float32]
-    """[F], each frame's own QP in the codec's scale."""
+    """[F], each frame's own QP in the codec's scale, from its headers."""
     constant: bool
     """Whether the encode has a constant QP (``cqp``), so that ``nominal`` means something to a user."""
     preset: str
@@ -168,12 +168,14 @@ class PoolDataset:
             if about["codec"] not in self.codecs:
                 continue
             data = read_stream(self.folder, entry, about["stream"])
+            # Pools of the first version held only the encoder's own report.
+            qps = about["qps"] if "mean_qps" in about else header_qps(data)[about["first"] :][: entry["frames"]]
             degraded.append(
                 DecodedStream(
                     clip=decode(data, about["first"], entry["frames"]),
                     codec=about["codec"],
                     nominal=float(about["qp"]),
-                    qps=np.asarray(about["qps"], np.float32),
+                    qps=np.asarray(qps, np.float32),
                     constant=about["mode"] == "cqp",
                     preset=about["preset"],
                     gop=about["gop"],

@@ -4,6 +4,7 @@ Everything is kept as a bitstream in memory; nothing is decoded until training a
 """
 
 import io
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +22,7 @@ QP_RANGE: dict[str, tuple[float, float]] = {"hevc": (0, 51), "av1": (0, 255)}
 """The codec's own scale: HEVC's QP of 8-bit samples, AV1's base_q_idx."""
 
 HEVC_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+AV1_PRESETS = tuple(str(number) for number in range(14))
 HEVC_GOPS: dict[str, str] = {
     "default": "",
     "intra": "keyint=1",
@@ -37,6 +39,14 @@ AV1_GOPS: dict[str, str] = {
     "tall_pyramid": "hierarchical-levels=4",
     "short": "keyint=8",
 }
+HEVC_TUNES: dict[str, str] = {
+    "default": "",
+    "no_sao": "no-sao=1",
+    "no_psy": "psy-rd=0:psy-rdoq=0",
+    "psy": "psy-rd=3:psy-rdoq=2",
+    "soft_deblock": "deblock=-2,-2",
+}
+AV1_TUNES: dict[str, str] = {"default": "", "visual": "tune=0", "no_cdef": "enable-cdef=0"}
 
 _RATE = 24
 _LAMBDA_PER_QP = 118  # libavutil's FF_QP2LAMBDA, the unit of the encoder's quality side data
@@ -87,7 +97,7 @@ class EncodeSettings:
 
     ``qp`` is in the codec's own scale (HEVC 0..51, AV1 base_q_idx 0..255); for ``crf`` and ``aq`` it's the rate
     factor on that same scale. ``preset`` is x265's name, or SVT-AV1's number as text. ``gop`` is a key of
-    ``HEVC_GOPS`` or ``AV1_GOPS``.
+    ``HEVC_GOPS`` or ``AV1_GOPS``, ``tune`` one of ``HEVC_TUNES`` or ``AV1_TUNES``.
     """
 
     codec: str
@@ -96,6 +106,7 @@ class EncodeSettings:
     preset: str = ""
     gop: str = "default"
     flat: bool = False
+    tune: str = "default"
 
     def __post_init__(self) -> None:
         """Refuse what can't be."""
@@ -106,9 +117,15 @@ class EncodeSettings:
             raise DiqpError(f"qp is {self.qp:g}; {self.codec} takes {low:g}..{high:g}")
         if self.mode not in ("cqp", "crf", "aq"):
             raise DiqpError(f"mode is {self.mode!r}; give cqp, crf or aq")
-        gops = HEVC_GOPS if self.codec == "hevc" else AV1_GOPS
+        hevc = self.codec == "hevc"
+        gops, tunes = (HEVC_GOPS, HEVC_TUNES) if hevc else (AV1_GOPS, AV1_TUNES)
         if self.gop not in gops:
             raise DiqpError(f"gop is {self.gop!r}; for {self.codec} give one of {', '.join(gops)}")
+        if self.tune not in tunes:
+            raise DiqpError(f"tune is {self.tune!r}; for {self.codec} give one of {', '.join(tunes)}")
+        if self.preset and self.preset not in (HEVC_PRESETS if hevc else AV1_PRESETS):
+            kinds = "one of " + ", ".join(HEVC_PRESETS) if hevc else f"{AV1_PRESETS[0]}..{AV1_PRESETS[-1]}"
+            raise DiqpError(f"preset is {self.preset!r}; for {self.codec} give {kinds}")
 
     @property
     def encoder(self) -> str:
@@ -127,9 +144,9 @@ def _x265_options(settings: EncodeSettings) -> dict[str, str]:
             quantiser += ":ipratio=1:pbratio=1"
     else:
         quantiser = f"crf={settings.qp:g}" + (":aq-mode=0" if settings.mode == "crf" else "")
-    shape = HEVC_GOPS[settings.gop]
+    shape = [HEVC_GOPS[settings.gop], HEVC_TUNES[settings.tune]]
     # One thread an encode: the pool runs one encode a process, which is the better use of few cores.
-    params = [quantiser, shape, "pools=none", "frame-threads=1", "log-level=none", "info=0"]
+    params = [quantiser, *shape, "pools=none", "frame-threads=1", "log-level=none", "info=0"]
     return {"preset": settings.preset or "medium", "x265-params": ":".join(p for p in params if p)}
 
 
@@ -144,28 +161,44 @@ def _svt_options(settings: EncodeSettings) -> dict[str, str]:
             params.append("use-fixed-qindex-offsets=1")
     elif settings.mode == "aq":
         params.append("enable-variance-boost=1")
-    params.append(AV1_GOPS[settings.gop])
+    params += [AV1_GOPS[settings.gop], AV1_TUNES[settings.tune]]
     return {"preset": settings.preset or "6", "svtav1-params": ":".join(p for p in params if p)}
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A bitstream (Matroska) and the mean QP the encoder reports for each frame, in display order."""
+    """A bitstream (Matroska) and its frames' QPs in the codec's own scale, in display order."""
 
     data: bytes
     qps: tuple[float, ...]
+    """What the frame headers say: what the filter and ``vsdiqp probe`` read."""
+    mean_qps: tuple[float, ...]
+    """What the encoder reports as mean over the frame's blocks; differs from ``qps`` where blocks adapt."""
 
 
 def encode(clip: Clip, settings: EncodeSettings) -> Encoded:
     """Encode ``clip`` in memory. Raises DiqpError when FFmpeg lacks the encoder."""
-    return _encode(clip, settings.encoder, settings.options(), settings.codec)
+    data, quality = _encode(clip, settings.encoder, settings.options())
+    unit = 4.0 if settings.codec == "av1" else 1.0
+    mean = tuple(min(quality[pts] * unit, QP_RANGE[settings.codec][1]) for pts in sorted(quality))
+    return Encoded(data, header_qps(data), mean)
+
+
+def header_qps(data: bytes) -> tuple[float, ...]:
+    """Each frame's QP as its headers have it, in the codec's own scale and display order."""
+    from vsdiqp.codecs import probe
+
+    with tempfile.NamedTemporaryFile(suffix=".mkv") as file:
+        file.write(data)
+        file.flush()
+        return tuple(float(qp) for qp in probe(file.name, use_cache=False, progress=lambda _: None).qps)
 
 
 def encode_lossless(clip: Clip) -> bytes:
     """A small stream that decodes to the very same samples, quickly."""
     if clip.bits == 8:
-        return _encode(clip, "libx264", {"qp": "0", "preset": "ultrafast"}, None).data
-    return _encode(clip, "ffv1", {"level": "3", "context": "0"}, None).data
+        return _encode(clip, "libx264", {"qp": "0", "preset": "ultrafast"})[0]
+    return _encode(clip, "ffv1", {"level": "3", "context": "0"})[0]
 
 
 def decode(data: bytes, first: int = 0, count: int | None = None) -> Clip:
@@ -223,7 +256,8 @@ def _frames(clip: Clip) -> Iterator[Any]:
         yield frame
 
 
-def _encode(clip: Clip, encoder: str, options: dict[str, str], codec: str | None) -> Encoded:
+def _encode(clip: Clip, encoder: str, options: dict[str, str]) -> tuple[bytes, dict[int, float]]:
+    """The stream, and by display time the mean QP that the encoder reports in its own unit, if it does."""
     height, width = clip.y.shape[1:]
     output = io.BytesIO()
     quality: dict[int, float] = {}
@@ -246,8 +280,4 @@ def _encode(clip: Clip, encoder: str, options: dict[str, str], codec: str | None
         for frame in _frames(clip):
             mux(stream.encode(frame))
         mux(stream.encode(None))
-    qps: tuple[float, ...] = ()
-    if codec is not None:
-        scale = 4.0 if codec == "av1" else 1.0
-        qps = tuple(min(quality[pts] * scale, QP_RANGE[codec][1]) for pts in sorted(quality))
-    return Encoded(output.getvalue(), qps)
+    return output.getvalue(), quality

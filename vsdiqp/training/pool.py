@@ -20,7 +20,9 @@ import numpy as np
 from vsdiqp.errors import DiqpError
 from vsdiqp.training.degrade import (
     AV1_GOPS,
+    AV1_TUNES,
     HEVC_GOPS,
+    HEVC_TUNES,
     Clip,
     EncodeSettings,
     encode,
@@ -63,7 +65,7 @@ class Item:
 def draw_settings(codec: str, rng: np.random.Generator) -> EncodeSettings:
     """Random encoder settings: 70 % as x265 medium and SVT-AV1 preset 6 do constant QP, else what users also do."""
     qp = _draw_hevc_qp(rng) if codec == "hevc" else _draw_av1_qp(rng)
-    mode, gop, preset = "cqp", "default", "medium" if codec == "hevc" else "6"
+    mode, gop, preset, tune = "cqp", "default", "medium" if codec == "hevc" else "6", "default"
     flat = rng.random() < (0.2 if codec == "hevc" else 0.35)
     if rng.random() < 0.3:
         other = rng.random()
@@ -75,10 +77,12 @@ def draw_settings(codec: str, rng: np.random.Generator) -> EncodeSettings:
         if other > 0.6:
             gops = HEVC_GOPS if codec == "hevc" else AV1_GOPS
             gop = str(rng.choice([name for name in gops if name != "intra" or rng.random() < 0.3]))
+        if rng.random() < 0.3:
+            tune = str(rng.choice(list(HEVC_TUNES if codec == "hevc" else AV1_TUNES)))
         if mode != "cqp":
             # A rate factor gives frames coarser quantisers than its number, most of all in x265.
             qp = min(qp, 40.0 if codec == "hevc" else 240.0)
-    return EncodeSettings(codec, qp, mode, preset, gop, flat)
+    return EncodeSettings(codec, qp, mode, preset, gop, flat, tune)
 
 
 def _draw_hevc_qp(rng: np.random.Generator) -> float:
@@ -131,8 +135,9 @@ def describe(clip: Clip, first: int, kept: int, encodes: list[EncodeSettings], a
     for settings in encodes:
         encoded = encode(clip, settings)
         streams.append(encoded.data)
-        qps = [round(qp, 2) for qp in encoded.qps[first : first + kept]]
-        degraded.append({**asdict(settings), "bits": clip.bits, "first": first, "frames": clip.frames, "qps": qps})
+        here = slice(first, first + kept)
+        qps = {"qps": encoded.qps[here], "mean_qps": [round(qp, 2) for qp in encoded.mean_qps[here]]}
+        degraded.append({**asdict(settings), "bits": clip.bits, "first": first, "frames": clip.frames, **qps})
     entry = {
         **about,
         "height": clip.y.shape[1],
@@ -313,23 +318,24 @@ def generate_plain(
             video, _ = places[index]
             rng = np.random.default_rng([seed, index])
             clip = library.planes(video)
-            height, width = (
-                min(want, have_) // 2 * 2
-                for want, have_ in zip((settings.height, settings.width), clip.y.shape[1:], strict=True)
-            )
-            top, left = (
-                int(rng.integers((have_ - side) // 2 + 1)) * 2
-                for have_, side in zip(clip.y.shape[1:], (height, width), strict=True)
-            )
-            y = clip.y[:, top : top + height, left : left + width]
-            c = clip.c[:, :, top // 2 : (top + height) // 2, left // 2 : (left + width) // 2]
+            top, left, clip = _random_crop(clip, settings, rng)
             kept = min(settings.frames, clip.frames)
             first = int(rng.integers(clip.frames - kept + 1))
-            about = {"item": index, "seed": seed, "sources": [video.name], "matrix": 1, "cuts": [], "crop": [top, left]}
-            writer.add(describe(Clip(y, c, clip.bits), first, kept, list(encodes), about))
+            about = {"item": index, "seed": seed, "sources": [video.name], "matrix": video.matrix, "cuts": []}
+            writer.add(describe(clip, first, kept, list(encodes), {**about, "crop": [top, left]}))
             if progress is not None:
                 progress(index + 1, len(places))
     return len(places) - have
+
+
+def _random_crop(clip: Clip, settings: PoolSettings, rng: np.random.Generator) -> tuple[int, int, Clip]:
+    """Top, left and content of a crop at an even place; smaller than asked where the clip is."""
+    tall, wide = clip.y.shape[1:]
+    height, width = min(settings.height, tall), min(settings.width, wide)
+    top, left = 2 * int(rng.integers((tall - height) // 2 + 1)), 2 * int(rng.integers((wide - width) // 2 + 1))
+    y = clip.y[:, top : top + height, left : left + width]
+    c = clip.c[:, :, top // 2 : (top + height) // 2, left // 2 : (left + width) // 2]
+    return top, left, Clip(y, c, clip.bits)
 
 
 _worker: tuple[list[Source], Library, int, PoolSettings] | None = None

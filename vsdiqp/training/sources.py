@@ -30,6 +30,8 @@ class Source:
     height: int
     frames: int
     pixel_format: str
+    matrix: int = 1
+    """H.273 matrix coefficients, 1 or 6, of a video; guessed from its height when the file doesn't say."""
 
     @property
     def still(self) -> bool:
@@ -68,7 +70,9 @@ def _inspect(path: Path, folder: Path) -> Source:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-            return Source(path, name, stream.width, stream.height, max(frames, 2), stream.pix_fmt)
+            return Source(
+                path, name, stream.width, stream.height, max(frames, 2), stream.pix_fmt, _matrix(stream.codec_context)
+            )
     except (OSError, IndexError, av.FFmpegError) as error:
         raise DiqpError(f"{path} can't be read as a still or a video ({error}); remove it or convert it") from error
 
@@ -133,7 +137,7 @@ def _read_video(source: Source, start: int, as_rgb: bool) -> Any:
             if index < first:
                 continue
             if as_rgb:
-                frames.append(_to_rgb(frame))
+                frames.append(_to_rgb(frame, source.matrix))
             else:
                 frames.append([plane_array(plane, bits) for plane in frame.planes])
             if len(frames) == _LONGEST_RUN:
@@ -148,12 +152,21 @@ def _read_video(source: Source, start: int, as_rgb: bool) -> Any:
     return Clip(y[:, : even[0], : even[1]], c[:, :, : even[0] // 2, : even[1] // 2], bits)
 
 
-def _to_rgb(frame: Any) -> Rgb:
-    matrix = Colorspace.ITU601 if frame.height < 720 and int(frame.colorspace) != 1 else Colorspace.ITU709
+def _matrix(context: Any) -> int:
+    told = int(context.colorspace)
+    if told == 1:
+        return 1
+    if told in (5, 6):
+        return 6
+    return 1 if context.height >= 720 else 6
+
+
+def _to_rgb(frame: Any, matrix: int) -> Rgb:
+    space = Colorspace.ITU709 if matrix == 1 else Colorspace.ITU601
     rgb = frame.reformat(
         format="rgb24",
-        src_colorspace=matrix,
-        dst_colorspace=matrix,
+        src_colorspace=space,
+        dst_colorspace=space,
         dst_color_range=ColorRange.JPEG,
         interpolation="BICUBIC",
     ).to_ndarray()
