@@ -1,0 +1,63 @@
+"""How a network runs: one module a backend, found by name and imported only when asked for."""
+
+import logging
+from importlib import import_module
+from types import ModuleType
+from typing import Final, cast
+
+from vsdiqp.backends.base import Backend, Task
+from vsdiqp.errors import DiqpError
+
+MODULES: Final = {
+    "tensorrt": "vsdiqp.backends.tensorrt",
+    "cuda": "vsdiqp.backends.cuda",
+    "cpu": "vsdiqp.backends.cpu",
+}
+"""Every backend, fastest first: the order in which "auto" tries them."""
+
+_log = logging.getLogger("vsdiqp")
+
+
+def unavailable(name: str) -> str | None:
+    """Why the backend can't run here; None when it can. A broken dependency is a reason, never an exception."""
+    module = _load(name)
+    return module if isinstance(module, str) else cast("str | None", module.unavailable())
+
+
+def available() -> list[str]:
+    """Names of the backends that can run on this machine, fastest first."""
+    return [name for name in MODULES if unavailable(name) is None]
+
+
+def open_backend(name: str, task: Task) -> Backend:
+    """Open a backend by name; "auto" takes the first that can run and logs one line with the reasons.
+
+    Raises DiqpError when there is no such backend or it can't run here.
+    """
+    if name != "auto":
+        if name not in MODULES:
+            raise DiqpError(f"backend is {name!r}; it may be 'auto' or one of {', '.join(sorted(MODULES))}")
+        reason = unavailable(name)
+        if reason is not None:
+            raise DiqpError(f"backend {name!r} can't run here: {reason}; backend='auto' takes the best that can")
+        return _open(name, task)
+    reasons: list[str] = []
+    for candidate in MODULES:
+        reason = unavailable(candidate)
+        if reason is None:
+            backend = _open(candidate, task)
+            _log.info("backend %s%s", candidate, "".join(f"; not {reason}" for reason in reasons))
+            return backend
+        reasons.append(f"{candidate}: {reason}")
+    raise DiqpError("no backend can run here: " + "; ".join(reasons))
+
+
+def _open(name: str, task: Task) -> Backend:
+    return cast(Backend, import_module(MODULES[name]).open_backend(task))
+
+
+def _load(name: str) -> ModuleType | str:
+    try:
+        return import_module(MODULES[name])
+    except Exception as error:  # a half-installed GPU stack fails in many ways, none of which concerns the others
+        return f"it can't be imported ({type(error).__name__}: {error})"

@@ -1,0 +1,142 @@
+"""A group of frames in, the same group restored: checks what was asked for, decides the rest, drives a backend.
+
+Memory on the CPU, for a clip of W x H pixels in tiles of w x h: the frames themselves, the network's weights and
+activations (its own, in proportion to w * h), and at most 36 * W * h + 132 * w * h + 16 * W * H bytes.
+"""
+
+import logging
+import math
+from typing import Final
+
+import numpy as np
+
+from vsdiqp import tiles
+from vsdiqp.backends import MODULES, open_backend
+from vsdiqp.backends.base import Backend, Network, NetworkConfig, Task
+from vsdiqp.clip import ClipFormat, Run, Settings
+from vsdiqp.errors import DiqpError
+
+SMALLEST: Final = 16
+"""Least width and height of a frame."""
+PRECISIONS: Final = ("auto", "fp32", "fp16", "bf16")
+
+_log = logging.getLogger("vsdiqp")
+
+
+class Restorer:
+    """Restores runs of one clip with one network. Everything that can be refused is refused by the constructor.
+
+    ``network`` stands in for the one that ``settings.model`` names; it must be in evaluation mode and on the CPU, and
+    belongs to the restorer from then on. Raises DiqpError.
+    """
+
+    def __init__(self, settings: Settings, clip: ClipFormat, network: Network | None = None) -> None:
+        _check(settings, clip)
+        if network is None:
+            from vsdiqp.network import load_checkpoint
+
+            network = load_checkpoint(settings.model)
+        config = network.config
+        _check_size(clip, config)
+        self._clip, self._config = clip, config
+        self.look_ahead = _look_ahead(settings, config)
+        """T: frames between a group's last frame and its look-ahead frame. 0: the group's own last frame."""
+        self.codecs = config.codecs
+        """Codecs that the network was trained for."""
+        self.plan = _plan(settings, clip, config)
+        self._backend: Backend | None = None
+        if settings.strength > 0.0:
+            self._backend = open_backend(
+                settings.backend,
+                Task(network, clip, self.plan, settings.strength, settings.precision, settings.batch, settings.device),
+            )
+        _log.info("%s", self.describe())
+
+    @property
+    def concurrency(self) -> int:
+        """Runs that may be restored at once, each from a thread of its own."""
+        return 1 if self._backend is None else self._backend.concurrency
+
+    def restore(self, run: Run) -> None:
+        """Write the wanted targets of a run. Raises DiqpError; other runs may follow."""
+        if run.codec not in self.codecs:
+            raise DiqpError(
+                f"the codec is {run.codec!r}, but model {self._config.name!r} was trained for "
+                f"{' and '.join(self.codecs)}; choose another model"
+            )
+        if not math.isfinite(run.qp):
+            raise DiqpError(f"the QP of frame {run.middle} is {run.qp}; it must be a number on {run.codec}'s scale")
+        if self._backend is not None:
+            self._backend.restore(run)
+            return
+        for source, target in zip(run.frames, run.targets, strict=True):
+            if target is not None:
+                for old, new in zip(source, target, strict=True):
+                    np.copyto(new, old)
+
+    def describe(self) -> str:
+        """One line on what runs how."""
+        columns, rows = self.plan.columns, self.plan.rows
+        how = "nothing to do (strength 0)" if self._backend is None else self._backend.describe()
+        return f"{self._config.name} on {how}, {self.plan.count} tiles of {columns.side}x{rows.side}"
+
+    def close(self) -> None:
+        """Give back what the engine holds. No run may follow."""
+        if self._backend is not None:
+            self._backend.close()
+        self._backend = None
+
+
+def _check(settings: Settings, clip: ClipFormat) -> None:
+    if not 0.0 <= settings.strength <= 1.0:
+        raise DiqpError(f"strength is {settings.strength}; it may be 0 (no change) to 1 (all of it)")
+    if settings.backend != "auto" and settings.backend not in MODULES:
+        raise DiqpError(f"backend is {settings.backend!r}; it may be 'auto' or one of {', '.join(sorted(MODULES))}")
+    if settings.precision not in PRECISIONS:
+        raise DiqpError(f"precision is {settings.precision!r}; it may be one of {', '.join(PRECISIONS)}")
+    if settings.batch is not None and settings.batch < 1:
+        raise DiqpError(f"batch is {settings.batch}; it may be 1 or more tiles, or be left out")
+    if not settings.device or min(settings.device) < 0:
+        raise DiqpError(f"device is {list(settings.device)}; it may be one or more GPU indices from 0 up")
+    if min(clip.width, clip.height) < SMALLEST:
+        raise DiqpError(f"the clip is {clip.width}x{clip.height}; frames must be {SMALLEST}x{SMALLEST} or larger")
+    depths = range(8, 17) if clip.sample_type == "integer" else (16, 32)
+    if clip.bits not in depths:
+        raise DiqpError(
+            f"the clip has {clip.bits} bit {clip.sample_type} samples; accepted are 8 to 16 bit integer, "
+            "16 and 32 bit float: convert with core.resize first"
+        )
+
+
+def _check_size(clip: ClipFormat, config: NetworkConfig) -> None:
+    limit = config.max_size
+    if limit is not None and (clip.width > limit[0] or clip.height > limit[1]):
+        raise DiqpError(
+            f"the clip is {clip.width}x{clip.height}, but model {config.name!r} has location tables for frames up to "
+            f"{limit[0]}x{limit[1]}; crop the clip or use a model without tables (model='lite')"
+        )
+
+
+def _look_ahead(settings: Settings, config: NetworkConfig) -> int:
+    asked = settings.look_ahead
+    if asked is not None and asked < 0:
+        raise DiqpError(f"look_ahead is {asked}; it may be 0 or more frames, or be left out")
+    if not config.uses_ahead:
+        return 0
+    return config.look_ahead_frames if asked is None else asked
+
+
+def _plan(settings: Settings, clip: ClipFormat, config: NetworkConfig) -> tiles.TilePlan:
+    multiple, align = config.multiple, config.align
+    size = (clip.width, clip.height)
+    if settings.tile is not None:
+        tile = settings.tile
+    elif config.max_size is None:
+        overlap = config.overlap if settings.overlap is None else settings.overlap
+        best = [tiles.best_side(length, config.tile, overlap, multiple, align) for length in size]
+        tile = (best[0], best[1])
+    else:
+        # Networks with location tables were trained with tiles and thumbnails of one size: leave them at it.
+        tile = (config.tile, config.tile)
+    overlap = max(0, min(config.overlap, min(tile) - align)) if settings.overlap is None else settings.overlap
+    return tiles.plan(*size, tile, overlap, multiple, align)
