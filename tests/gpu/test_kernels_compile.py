@@ -1,0 +1,63 @@
+"""planes.cu through NVRTC, the compiler that a user's GPU stack runs, for every architecture we name. No GPU needed."""
+
+from types import ModuleType
+
+import pytest
+
+from vsdiqp.clip import ClipFormat
+from vsdiqp.kernels import layouts, program
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+FORMATS = {
+    "8 bit": ClipFormat("YUV", "integer", 8, 1, 1, 64, 64, 3),
+    "16 bit": ClipFormat("YUV", "integer", 16, 1, 1, 64, 64, 3),
+    "half": ClipFormat("YUV", "float", 16, 1, 1, 64, 64, 3),
+    "float": ClipFormat("YUV", "float", 32, 1, 1, 64, 64, 3),
+}
+
+
+def nvrtc() -> ModuleType:
+    """NVIDIA's Python bindings, which CUDA builds of torch bring with them."""
+    bindings = pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC, which CUDA builds of torch bring")
+    try:
+        bindings.nvrtcVersion()
+    except Exception as error:
+        pytest.skip(f"NVRTC can't be loaded: {error}")
+    return bindings
+
+
+def compile_cubin(architecture: str, options: tuple[str, ...]) -> bytes:
+    """The machine code; fails with the compiler's log."""
+    api = nvrtc()
+    error, handle = api.nvrtcCreateProgram(program.SOURCE.read_bytes(), b"planes.cu", 0, [], [])
+    assert error == api.nvrtcResult.NVRTC_SUCCESS
+    arguments = [option.encode() for option in (f"-arch={architecture}", *options)]
+    (error,) = api.nvrtcCompileProgram(handle, len(arguments), arguments)
+    _, size = api.nvrtcGetProgramLogSize(handle)
+    log = b" " * size
+    api.nvrtcGetProgramLog(handle, log)
+    assert error == api.nvrtcResult.NVRTC_SUCCESS, log.decode()
+    assert b"warning" not in log, log.decode()
+    _, size = api.nvrtcGetCUBINSize(handle)
+    cubin = b" " * size
+    api.nvrtcGetCUBIN(handle, cubin)
+    api.nvrtcDestroyProgram(handle)
+    return cubin
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_compiles_the_kernels(architecture: str):
+    api = nvrtc()
+    _, known = api.nvrtcGetSupportedArchs()
+    if int(architecture[3:]) not in known:
+        pytest.skip(f"this NVRTC does not know {architecture}")
+    cubin = compile_cubin(architecture, layouts.compile_options(FORMATS["16 bit"], half_tiles=True))
+    for kernel in layouts.KERNELS:
+        assert kernel.encode() in cubin, "the launcher finds kernels by their plain names"
+
+
+@pytest.mark.parametrize("half_tiles", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_compiles(name: str, half_tiles: bool):
+    compile_cubin("sm_90", layouts.compile_options(FORMATS[name], half_tiles))

@@ -1,0 +1,76 @@
+// CUDA's launch grid on a CPU, as far as planes.cu needs it: the threads of a block are threads of the machine that
+// meet at __syncthreads, blocks run one after another, __shared__ memory is static. For tests; slow by design.
+
+#pragma once
+
+#include <barrier>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+using std::size_t;
+
+#define __global__
+#define __device__ static
+#define __shared__ static
+
+struct HostDim {
+    int x, y, z;
+};
+
+static thread_local HostDim threadIdx{0, 0, 0};
+static thread_local HostDim blockIdx{0, 0, 0};
+static HostDim blockDim{1, 1, 1};
+static std::unique_ptr<std::barrier<>> host_barrier;
+
+static inline void __syncthreads() {
+    host_barrier->arrive_and_wait();
+}
+
+using std::isfinite;
+using std::isnan;
+
+// _Float16 converts in hardware or in the compiler's library; both round to nearest even, as cvt.rn does.
+static inline float host_from_half(std::uint16_t bits) {
+    _Float16 value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return static_cast<float>(value);
+}
+
+static inline std::uint16_t host_to_half(float value) {
+    const _Float16 half = static_cast<_Float16>(value);
+    std::uint16_t bits;
+    std::memcpy(&bits, &half, sizeof(bits));
+    return bits;
+}
+
+// A thread that returns from the kernel early leaves the block, as on a GPU; it must not leave the others waiting for
+// it.
+#define HOST_LAUNCH(kernel, Arguments)                                                                                 \
+    extern "C" int kernel##_size() {                                                                                   \
+        return static_cast<int>(sizeof(Arguments));                                                                    \
+    }                                                                                                                  \
+    extern "C" void kernel##_launch(const Arguments *arguments, int gx, int gy, int gz, int threads) {                 \
+        blockDim = {threads, 1, 1};                                                                                    \
+        for (int z = 0; z < gz; ++z)                                                                                   \
+            for (int y = 0; y < gy; ++y)                                                                               \
+                for (int x = 0; x < gx; ++x) {                                                                         \
+                    host_barrier = std::make_unique<std::barrier<>>(threads);                                          \
+                    auto body = [=](int i) {                                                                           \
+                        threadIdx = {i, 0, 0};                                                                         \
+                        blockIdx = {x, y, z};                                                                          \
+                        kernel(*arguments);                                                                            \
+                        host_barrier->arrive_and_drop();                                                               \
+                    };                                                                                                 \
+                    std::vector<std::thread> others;                                                                   \
+                    for (int i = 1; i < threads; ++i)                                                                  \
+                        others.emplace_back(body, i);                                                                  \
+                    body(0);                                                                                           \
+                    for (auto &thread : others)                                                                        \
+                        thread.join();                                                                                 \
+                }                                                                                                      \
+    }
