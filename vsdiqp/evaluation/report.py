@@ -167,7 +167,8 @@ def _plot(table: Table, path: Path, draw: Callable[[Table, str, Any], None]) -> 
         draw(table, codec, panel)
         panel.set_title(codec.upper())
         panel.grid(alpha=0.3)
-    axes[0][0].legend()
+    if axes[0][0].get_legend_handles_labels()[0]:
+        axes[0][0].legend()
     _save(figure, path)
     return path
 

@@ -1,0 +1,153 @@
+"""From a pristine clip to scores: encodes, decodes, restores, measures, and keeps what it has."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import vapoursynth as vs
+from skimage.metrics import peak_signal_noise_ratio
+
+from vsdiqp.cli import main
+from vsdiqp.errors import DiqpError
+from vsdiqp.evaluation import vmaf
+from vsdiqp.evaluation.evaluate import Reference, Settings, evaluate, measure, prepare
+from vsdiqp.evaluation.restorers import Input
+from vsdiqp.evaluation.video import lockstep, settle_colour
+
+pytestmark = pytest.mark.skipif(not hasattr(vs.core, "bs"), reason="needs vapoursynth-bestsource")
+
+
+def write_clip(path: Path, frames: int = 6, width: int = 64, height: int = 64, pixel_format: str = "yuv420p") -> Path:
+    """A textured square that moves to the right, lossless."""
+    texture = np.random.default_rng(0).integers(16, 236, (height // 4, width // 4 + frames)).repeat(4, 0).repeat(4, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        for n in range(frames):
+            luma = texture[:height, 2 * n : 2 * n + width].astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.stack([luma] * 3, -1), format="rgb24").reformat(format=pixel_format)
+            frame.pts = n
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+class OneStep:
+    """A restorer whose residual is one 8-bit step of luma on odd frames."""
+
+    name = "step"
+    key = "step 1"
+    calls = 0
+
+    def restore(self, clip: vs.VideoNode, codec: str, qp: float) -> vs.VideoNode:
+        type(self).calls += 1
+        lifted = clip.std.Expr(["x 1 +", ""])
+        return vs.core.std.Interleave([clip[::2], lifted[1::2]])
+
+
+class Nothing:
+    """Another method than the input, which does nothing either."""
+
+    name = "nothing"
+    key = "nothing"
+
+    def restore(self, clip: vs.VideoNode, codec: str, qp: float) -> vs.VideoNode:
+        return clip
+
+
+def test_measures_are_the_frames_own() -> None:
+    blank = vs.core.std.BlankClip(width=64, height=48, format=vs.YUV420P8, length=6, color=[100, 120, 130])
+    source = settle_colour(blank)
+    decoded = source.std.Expr(["x 2 +", "x 1 +"])
+    scores = list(measure(source, decoded, OneStep().restore(decoded, "hevc", 37), Settings(ssim_every=2)))
+    plane = np.full((48, 64), 100, np.uint8)
+    assert scores[0].y_psnr == pytest.approx(peak_signal_noise_ratio(plane, plane + 2), abs=1e-3)
+    assert scores[1].y_psnr == pytest.approx(peak_signal_noise_ratio(plane, plane + 3), abs=1e-3)
+    assert scores[0].c_psnr == pytest.approx(peak_signal_noise_ratio(plane, plane + 1), abs=1e-3)
+    assert [s.y_ssim is not None for s in scores] == [True, False] * 3
+    assert scores[0].change is None
+    assert [s.change for s in scores[1:]] == pytest.approx([1.0] * 5, abs=1e-4)
+
+
+def test_pristine_clips_become_what_encoders_take() -> None:
+    odd = vs.core.std.BlankClip(width=65, height=33, format=vs.RGB24, length=2)
+    clip = prepare(odd)
+    assert (clip.width, clip.height, clip.format.id) == (64, 32, vs.YUV420P8)
+    deep = prepare(vs.core.std.BlankClip(width=64, height=32, format=vs.YUV444P12, length=2))
+    assert deep.format.id == vs.YUV420P10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["hevc", "av1"])
+def test_doing_nothing_gains_exactly_nothing(codec: str, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv")
+    qp = {"hevc": 40, "av1": 220}[codec]
+    before, after = evaluate([clip], {codec: [qp]}, [Input(), Nothing()], tmp_path / "out")
+    assert before.scores == after.scores
+    assert before.frames == after.frames
+    assert before.scores.y_psnr < 50
+    assert (before.scores.across, before.scores.within) == (0, 0)
+
+
+@pytest.mark.slow
+def test_scores_are_kept_and_bits_cost_quality(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv")
+    OneStep.calls = 0
+    first = evaluate([clip], {"hevc": [24, 44]}, [Input(), OneStep()], tmp_path / "out")
+    again = evaluate([clip], {"hevc": [24, 44]}, [Input(), OneStep()], tmp_path / "out")
+    assert OneStep.calls == 2
+    assert [r.scores.y_psnr for r in again] == pytest.approx([r.scores.y_psnr for r in first])
+    assert first[0].scores.y_psnr > first[2].scores.y_psnr
+    assert first[0].kbps > first[2].kbps
+
+
+@pytest.mark.slow
+def test_the_command_writes_its_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    clip, out = write_clip(tmp_path / "clip.mkv"), tmp_path / "out"
+    command = ["evaluate", str(clip), "--codecs", "hevc", "--qps", "38", "--methods", "input", "--out", str(out)]
+    assert main(command) == 0
+    assert "input (dB)" in capfd.readouterr().out
+    assert json.loads((out / "results.json").read_text())["results"][0]["clip"] == "clip"
+    assert (out / "gain-over-qp.png").is_file()
+
+
+@pytest.mark.slow
+def test_compare_reads_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_clip(tmp_path / "source.mkv", width=96, height=80)
+    encoded = Reference.open(source).encode("hevc", 45, tmp_path)
+    out = tmp_path / "picture.png"
+    assert main(["compare", str(encoded), str(source), str(source), "--out", str(out), "--crop", "32"]) == 0
+    assert "after: Y 100.00 dB" in capsys.readouterr().out
+    assert main(["compare", str(encoded), str(source), "--out", str(out), "--frame", "6"]) == 1
+    assert "frames 0 to 5" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not vmaf.available(), reason="this FFmpeg has no libvmaf")
+def test_vmaf_falls_with_quality(tmp_path: Path) -> None:
+    reference = Reference.open(write_clip(tmp_path / "clip.mkv", width=192, height=128))
+    grades = [
+        vmaf.vmaf(lockstep(reference.decode(reference.encode("hevc", qp, tmp_path)), reference.node)) for qp in (15, 48)
+    ]
+    assert 100 >= grades[0] > grades[1] >= 0
+
+
+def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DiqpError, match="different names"):
+        evaluate(["a/x.mkv", "b/x.mkv"], {}, [Input()], tmp_path)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.mkv").write_text("no video")
+    with pytest.raises(DiqpError, match=r"cannot read .*text\.mkv"):
+        Reference.open(tmp_path / "text.mkv")
+
+
+@pytest.mark.slow
+def test_restorers_that_change_the_length_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = write_clip(tmp_path / "clip.mkv")
+    monkeypatch.setattr(Nothing, "restore", lambda self, node, codec, qp: node[:-1])
+    with pytest.raises(DiqpError, match="length"):
+        evaluate([clip], {"hevc": [40]}, [Nothing()], tmp_path)

@@ -1,0 +1,127 @@
+"""The command line: help without heavy imports, errors as one line, exit statuses."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vsdiqp import __version__
+from vsdiqp.cli import COMMANDS, main
+from vsdiqp.cli.bench import noise, parse_settings, parse_size
+from vsdiqp.cli.evaluate import find_clips, parse_qps
+from vsdiqp.errors import DiqpError
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f" {name} " in text for name in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vsdiqp {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["bench", "--no-such-option"]])
+def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "usage: vsdiqp" in captured.err
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_exists_and_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert importlib.util.find_spec(f"vsdiqp.cli.{name}") is not None
+    assert main([name, "--help"]) == 0
+    assert f"usage: vsdiqp {name}" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """if True:
+        import sys
+        from vsdiqp.cli import main
+        main(["--help"])
+        print(sorted({"torch", "av", "vapoursynth", "numpy"} & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "vsdiqp", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"vsdiqp {__version__}\n")
+
+
+def test_errors_are_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path / "none.mkv"), "--out", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"vsdiqp: no such clip or folder: {tmp_path / 'none.mkv'}\n"
+
+
+def test_a_missing_extra_names_its_pip_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("vsdiqp.cli.compare.run", lambda args: __import__("matplotlib"))
+    assert main(["compare", "a", "b", "--out", "c"]) == 1
+    assert 'pip install "vsdiqp[eval]"' in capsys.readouterr().err
+
+
+def test_convert_never_overwrites_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "out.safetensors"
+    target.write_bytes(b"precious")
+    assert main(["convert", str(tmp_path / "in.pt"), str(target)]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert target.read_bytes() == b"precious"
+    assert main(["convert", str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]) == 1
+    assert ".safetensors" in capsys.readouterr().err
+
+
+def test_qps_belong_to_codecs() -> None:
+    assert parse_qps("hevc", ["22,37"]) == {"hevc": [22.0, 37.0]}
+    assert parse_qps("hevc,av1", ["hevc=30", "av1=100,200"]) == {"hevc": [30.0], "av1": [100.0, 200.0]}
+    assert set(parse_qps("av1", [])) == {"av1"}
+
+
+@pytest.mark.parametrize(
+    ("codecs", "texts", "message"),
+    [
+        ("vp9", [], "unknown codec 'vp9'; known: "),
+        ("hevc,av1", ["22,37"], "which codec"),
+        ("hevc", ["av1=100"], "which codec"),
+        ("hevc", ["52"], "52"),
+        ("hevc", ["high"], "expected numbers"),
+    ],
+)
+def test_wrong_qps_are_errors(codecs: str, texts: list[str], message: str) -> None:
+    with pytest.raises(DiqpError, match=message):
+        parse_qps(codecs, texts)
+
+
+def test_folders_stand_for_their_videos(tmp_path: Path) -> None:
+    for name in ("b.mkv", "a.MP4", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in find_clips([str(tmp_path)])] == ["a.MP4", "b.mkv"]
+    with pytest.raises(DiqpError, match="no clips"):
+        find_clips([])
+
+
+def test_bench_arguments() -> None:
+    assert parse_size("1080p") == (1920, 1080)
+    assert parse_size("640x360") == (640, 360)
+    for text in ("1080", "x", "0x4", "-4x8", "4x"):
+        with pytest.raises(DiqpError, match="WIDTHxHEIGHT"):
+            parse_size(text)
+    assert parse_settings("model=lite,tile=256") == {"model": "lite", "tile": 256}
+
+
+def test_bench_clip_moves() -> None:
+    clip = noise(48, 32, 10, 4)
+    frames = [bytes(clip.get_frame(n)[0]) for n in range(4)]
+    assert len(set(frames)) == 4
+    assert (clip.width, clip.height, clip.format.bits_per_sample) == (48, 32, 10)
