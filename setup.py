@@ -1,0 +1,122 @@
+"""Builds the wheel: the Python package, and the VapourSynth plugin where VapourSynth loads plugins from.
+
+The plugin is one library for every Python from 3.12 on (it finds Python at run time), so the wheel is py3-none.
+
+``python setup.py build_plugin`` compiles the plugin alone into ``build/plugin``, for work in the source tree: point
+VAPOURSYNTH_EXTRA_PLUGIN_PATH there and PYTHONPATH at the tree, and nothing needs to be installed again.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import ClassVar
+
+from setuptools import Command, Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+PLUGIN = "vapoursynth.plugins.diqp.libdiqp"
+SOURCES = Path("vsdiqp/plugin")
+DEVELOPMENT = Path("build/plugin")
+
+
+def project_version() -> str:
+    """Return the version that the package declares."""
+    text = Path("vsdiqp/__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"', text, re.MULTILINE)
+    if match is None:
+        raise SystemExit("vsdiqp/__init__.py declares no __version__")
+    return match[1]
+
+
+def vapoursynth_headers() -> str:
+    """Return the folder of the headers that come with the vapoursynth package."""
+    found = importlib.util.find_spec("vapoursynth")
+    folders = list(found.submodule_search_locations or ()) if found else []
+    for folder in folders:
+        headers = Path(folder) / "include"
+        if (headers / "VapourSynth4.h").is_file():
+            return str(headers)
+    raise SystemExit("building needs VapourSynth's headers: pip install 'vapoursynth>=74'")
+
+
+class BuildPlugin(build_ext):
+    """A library without Python's suffix, since not Python but VapourSynth opens it, and a manifest beside it."""
+
+    def get_ext_filename(self, ext_name: str) -> str:
+        """Return the path of the library under the root of the wheel."""
+        return str(Path(*ext_name.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile, and write the manifest that tells VapourSynth which file of the folder is the plugin."""
+        ext.include_dirs = [vapoursynth_headers()]
+        super().build_extension(ext)
+        library = Path(self.get_ext_fullpath(ext.name))
+        self._manifest(library).write_text(f"[VapourSynth Manifest V1]\n{library.stem}\n", encoding="utf-8")
+
+    def get_outputs(self) -> list[str]:
+        """Return every file written."""
+        libraries = super().get_outputs()
+        return [*libraries, *(str(self._manifest(Path(library))) for library in libraries)]
+
+    def copy_extensions_to_source(self) -> None:
+        """Copy the library to its folder in the source tree: one named vapoursynth would hide the real one."""
+        DEVELOPMENT.mkdir(parents=True, exist_ok=True)
+        for ext in self.extensions:
+            self.copy_file(str(Path(self.build_lib, self.get_ext_filename(ext.name))), str(DEVELOPMENT), level=0)
+
+    @staticmethod
+    def _manifest(library: Path) -> Path:
+        return library.with_name("manifest.vs")
+
+
+class DevelopPlugin(Command):
+    """``build_plugin``: the plugin alone, in ``build/plugin``."""
+
+    description = f"compile the VapourSynth plugin into {DEVELOPMENT}"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None:
+        """No options."""
+
+    def finalize_options(self) -> None:
+        """No options."""
+
+    def run(self) -> None:
+        """Build in place and say how to use it."""
+        build = self.reinitialize_command("build_ext", inplace=True)
+        build.ensure_finalized()
+        build.run()
+        print(f"to use it: export VAPOURSYNTH_EXTRA_PLUGIN_PATH={DEVELOPMENT.resolve()} PYTHONPATH={Path.cwd()}")
+
+
+class AnyPythonWheel(bdist_wheel):
+    """The plugin depends on the platform, not on Python's version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return py3-none-platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
+version = project_version()
+major, minor = version.split(".")[:2]
+
+setup(
+    cmdclass={"build_ext": BuildPlugin, "build_plugin": DevelopPlugin, "bdist_wheel": AnyPythonWheel},
+    ext_modules=[
+        Extension(
+            PLUGIN,
+            sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
+            depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+            define_macros=[
+                ("DIQP_VERSION", version),
+                ("DIQP_VERSION_MAJOR", major),
+                ("DIQP_VERSION_MINOR", minor),
+            ],
+            extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            # The core closes plugins at exit, when threads may still be on their way out of this one.
+            extra_link_args=["-Wl,-z,nodelete"],
+            language="c++",
+        )
+    ],
+)

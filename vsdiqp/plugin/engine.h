@@ -1,0 +1,57 @@
+// The Python side as the filter sees it: vsdiqp.host.Engine.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "facts.h"
+#include "groups.h"
+#include "python.h"
+
+namespace diqp {
+
+/// A frame handed to the engine, with what its properties say.
+struct SourceFrame {
+    FrameRef frame;
+    FrameFacts facts;
+};
+
+/// A run with its frames; the plan's numbers name them.
+struct EngineRun {
+    RunPlan plan;
+    int middle;
+    std::array<const SourceFrame *, kGroupSize> frames;
+    const SourceFrame *ahead;
+    std::array<VSFrame *, kGroupSize> targets; ///< nullptr where nothing is wanted
+};
+
+class Engine {
+  public:
+    /// Checks `arguments`, those of the filter, and makes what restores frames of `clip`. Throws Error.
+    Engine(const VSMap *arguments, const VSVideoInfo &clip, const VSAPI *api);
+    ~Engine();
+    Engine(const Engine &) = delete;
+    Engine &operator=(const Engine &) = delete;
+
+    /// Frames between a group's last frame and the one it looks ahead to.
+    int look_ahead() const { return look_ahead_; }
+
+    /// Fills the targets of `runs`. Any thread may call it, several at once; it returns when they are filled. The GIL
+    /// is free while the engine works or waits. Throws Error.
+    void process(const std::vector<EngineRun> &runs);
+
+  private:
+    py::Object run_tuple(const EngineRun &run) const;
+    py::Object planes_tuple(const VSFrame *frame) const;
+    py::Object writable_planes_tuple(VSFrame *frame) const;
+
+    const VSAPI *api_;
+    int planes_;
+    py::Object engine_;
+    int look_ahead_ = 0;
+};
+
+/// The arguments in `map` but for its nodes, as a Python dict of tuples.
+py::Object arguments_dict(const VSMap *map, const VSAPI *api);
+
+} // namespace diqp

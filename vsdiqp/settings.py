@@ -1,0 +1,172 @@
+"""The arguments of ``core.diqp.Restore``: checked when the script is read, so that nothing fails hours later."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vsdiqp.clip import ClipFormat, Settings
+from vsdiqp.codecs.scales import CODECS, QpScale, scale_of
+from vsdiqp.errors import DiqpError
+
+Arguments = Mapping[str, Sequence[int | float | str]]
+"""Arguments by name as a VSMap holds them: every value a sequence, absent when not given."""
+
+BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+DEFAULT_CODEC = "hevc"
+"""Whose scale ``qp`` is on when neither the argument ``codec`` nor the frame property ``_Codec`` says it."""
+SMALLEST = 16
+"""Shortest side of a clip in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class QpRule:
+    """Where the QP of a frame comes from: the argument ``qp``, else the frame property ``_QP``."""
+
+    qps: tuple[float, ...] | None
+    """One number for the whole clip, or one for every frame; None: frame properties."""
+    codec: str | None
+    """The argument ``codec``; None: the frame property ``_Codec``."""
+    offset: float
+    """Added to the mean QP of a run."""
+
+    def resolve(self, indices: Sequence[int], stated: Sequence[float | None], codec: str) -> tuple[float, str]:
+        """Return the QP of a run and the codec on whose scale it is.
+
+        ``indices`` are the run's frames, ``stated`` their ``_QP`` properties, ``codec`` their ``_Codec``, empty when
+        they have none. The QP is the mean of the three plus ``offset``, clamped to the scale. Raises
+        :class:`DiqpError` naming the frame when a property is missing or a QP is not on the scale.
+        """
+        scale = self._scale(indices[0], codec)
+        total = 0.0
+        for index, qp in zip(indices, stated, strict=True):
+            value = qp if self.qps is None else self.qps[index if len(self.qps) > 1 else 0]
+            if value is None:
+                raise DiqpError(
+                    f"frame {index} has no property _QP: give qp=, or put core.diqp.ReadQP(clip, path) right after the "
+                    "source filter"
+                )
+            try:
+                total += scale.check(value)
+            except DiqpError as error:
+                hint = "" if self.codec or codec else f"; without codec= and _Codec, {scale.codec} is assumed"
+                raise DiqpError(f"frame {index}: {error}{hint}") from None
+        return scale.clamp(total / len(indices) + self.offset), scale.codec
+
+    def _scale(self, index: int, codec: str) -> QpScale:
+        name = self.codec or codec
+        if name:
+            try:
+                return scale_of(name)
+            except DiqpError as error:
+                raise DiqpError(f"frame {index}: property _Codec: {error}") from None
+        if self.qps is None:
+            raise DiqpError(
+                f"frame {index} has a property _QP but no _Codec, which says on what scale it is: give codec=, one of "
+                f"{', '.join(CODECS)}"
+            )
+        return CODECS[DEFAULT_CODEC]
+
+
+def check_clip(clip: ClipFormat) -> None:
+    """Raise :class:`DiqpError` for a format or size that cannot be restored."""
+    supported = 8 <= clip.bits <= 16 if clip.sample_type == "integer" else clip.bits in (16, 32)
+    if not supported:
+        raise DiqpError(
+            f"the clip has {clip.bits}-bit {clip.sample_type} samples; accepted are 8 to 16 bit integer and 16 or 32 "
+            "bit float: convert it with core.resize.Bicubic(clip, format=...)"
+        )
+    if min(clip.width, clip.height) < SMALLEST:
+        raise DiqpError(f"the clip is {clip.width}x{clip.height}; accepted are sizes from {SMALLEST}x{SMALLEST} on")
+
+
+def parse_settings(arguments: Arguments) -> Settings:
+    """Return what ``arguments`` say about the engine; raise :class:`DiqpError` for what is not accepted."""
+    default = Settings()
+    return Settings(
+        model=_text(arguments, "model", default.model),
+        look_ahead=_whole(arguments, "look_ahead", 0),
+        tile=_tile(arguments),
+        overlap=_whole(arguments, "overlap", 0),
+        strength=_strength(arguments, default.strength),
+        backend=_choice(arguments, "backend", BACKENDS),
+        device=_devices(arguments, default.device),
+        precision=_choice(arguments, "precision", PRECISIONS),
+        batch=_whole(arguments, "batch", 1),
+    )
+
+
+def parse_qp(arguments: Arguments, frames: int) -> QpRule:
+    """Return where QPs come from in a clip of ``frames`` frames; raise :class:`DiqpError` for what is not accepted."""
+    codec = _text(arguments, "codec", "") or None
+    scale = scale_of(codec) if codec else None
+    offset = float(arguments.get("qp_offset", (0.0,))[0])
+    if not math.isfinite(offset):
+        raise DiqpError(f"qp_offset is {offset}: give a finite number")
+    if "qp" not in arguments:
+        return QpRule(None, codec, offset)
+
+    qps = tuple(float(value) for value in arguments["qp"])
+    if len(qps) not in (1, frames):
+        raise DiqpError(
+            f"qp has {len(qps)} values and the clip {frames} frames: give one number for all, or exactly one for every "
+            "frame"
+        )
+    # Frames may still say which codec they are from, so without codec= the widest scale is the limit for now.
+    limit = scale or max(CODECS.values(), key=lambda candidate: candidate.high)
+    for index, qp in enumerate(qps):
+        try:
+            limit.check(qp)
+        except DiqpError as error:
+            raise DiqpError(f"qp[{index}]: {error}" if len(qps) > 1 else str(error)) from None
+    return QpRule(qps, codec, offset)
+
+
+def _text(arguments: Arguments, name: str, default: str) -> str:
+    if name not in arguments:
+        return default
+    value = str(arguments[name][0])
+    if not value:
+        raise DiqpError(f"{name} is empty: give a name or leave it out")
+    return value
+
+
+def _choice(arguments: Arguments, name: str, names: tuple[str, ...]) -> str:
+    value = _text(arguments, name, names[0])
+    if value not in names:
+        raise DiqpError(f"{name} is {value!r}: give one of {', '.join(names)}")
+    return value
+
+
+def _whole(arguments: Arguments, name: str, low: int) -> int | None:
+    if name not in arguments:
+        return None
+    value = int(arguments[name][0])
+    if value < low:
+        raise DiqpError(f"{name} is {value}: give {low} or more")
+    return value
+
+
+def _strength(arguments: Arguments, default: float) -> float:
+    value = float(arguments.get("strength", (default,))[0])
+    if not 0.0 <= value <= 1.0:
+        raise DiqpError(f"strength is {value:g}: give 0 (leave the clip as it is) to 1 (restore fully)")
+    return value
+
+
+def _tile(arguments: Arguments) -> tuple[int, int] | None:
+    if "tile" not in arguments:
+        return None
+    sides = [int(value) for value in arguments["tile"]]
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise DiqpError(f"tile is {sides}: give [width, height], or one number for a square, in pixels")
+    return sides[0], sides[-1]
+
+
+def _devices(arguments: Arguments, default: tuple[int, ...]) -> tuple[int, ...]:
+    if "device" not in arguments:
+        return default
+    devices = tuple(int(value) for value in arguments["device"])
+    if not devices or min(devices) < 0 or len(set(devices)) != len(devices):
+        raise DiqpError(f"device is {list(devices)}: give the index of a GPU or several different ones, from 0 up")
+    return devices
