@@ -36,7 +36,10 @@ _STREAM_FILE_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """What items look like. Sides are multiples of 64, the coding grid of HEVC and AV1."""
+    """What items look like. Sides are multiples of 64, the coding grid of HEVC and AV1, and 128 at least.
+
+    x265's encodes of smaller pictures differ from run to run.
+    """
 
     height: int = 256
     width: int = 256
@@ -48,8 +51,8 @@ class PoolSettings:
 
     def __post_init__(self) -> None:
         """Refuse what can't be."""
-        if self.height % 64 or self.width % 64 or min(self.height, self.width) < 64:
-            raise DiqpError(f"items are {self.width}x{self.height}; both sides must be multiples of 64")
+        if self.height % 64 or self.width % 64 or min(self.height, self.width) < 128:
+            raise DiqpError(f"items are {self.width}x{self.height}; both sides must be multiples of 64, from 128 on")
         if self.frames < 3:
             raise DiqpError(f"items have {self.frames} frames; a triplet needs 3 or more")
 

@@ -1,0 +1,226 @@
+"""Pool samples -> tensors as the network takes them, with chroma treated as the filter's planes treat it."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsdiqp.network import DiQP
+from vsdiqp.network.config import DiQPConfig
+from vsdiqp.training.dataset import DecodedItem, DecodedStream, PoolDataset, Sample
+
+LUMA_WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
+"""Kr and Kb by H.273 matrix."""
+
+
+@dataclass
+class Batch:
+    """B samples. Luma 0..1 and chroma centred at 0, limited range taken off."""
+
+    luma: Tensor
+    """B, 3, h, w decoded."""
+    chroma: Tensor
+    """B, 2, 3, h / 2, w / 2 decoded."""
+    luma_true: Tensor
+    chroma_true: Tensor
+    error: Tensor
+    """B, 3: mean squared luma error of the whole decoded frames."""
+    location: Tensor
+    """6, B, 1."""
+    decay: Tensor
+    """B, 1, 1, 1, 1."""
+    qp: Tensor
+    codec: list[str]
+    whole: Tensor | None
+    """B, 3 (colour), 3 (n-1, n+1, look-ahead), h, w: thumbnails, when the network has guides."""
+    ahead: Tensor | None
+    """B, 3 (colour), h, w: the look-ahead frame's tile."""
+    matrix: list[int]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Batch(**moved)
+
+
+def sited(chroma: Tensor) -> Tensor:
+    """What a half-resolution network sees of left-sited 4:2:0 chroma: interpolated to full size, averaged over 2x2.
+
+    ..., h, w -> the same shape. Horizontally (3 c[i] + c[i+1]) / 4, vertically (1, 6, 1) / 8, edges clamped.
+    """
+    shape = chroma.shape
+    c = F.pad(chroma.reshape(-1, 1, *shape[-2:]), (0, 1, 1, 1), mode="replicate")
+    c = (3 * c[..., :-1] + c[..., 1:]) / 4
+    return ((c[..., :-2, :] + 6 * c[..., 1:-1, :] + c[..., 2:, :]) / 8).reshape(shape)
+
+
+def unsited(residual: Tensor) -> Tensor:
+    """The way back of a chroma residual that is constant over 2x2 pixels: the normalised transpose of interpolation."""
+    shape = residual.shape
+    c = F.pad(residual.reshape(-1, 1, *shape[-2:]), (1, 0, 1, 1), mode="replicate")
+    c = (c[..., :-1] + 3 * c[..., 1:]) / 4
+    return ((c[..., :-2, :] + 6 * c[..., 1:-1, :] + c[..., 2:, :]) / 8).reshape(shape)
+
+
+def full_size(chroma: Tensor, half_resolution: bool) -> Tensor:
+    """Chroma ..., h/2, w/2 -> ..., h, w as the network gets it."""
+    shape = chroma.shape
+    source = (sited(chroma) if half_resolution else chroma).reshape(-1, 1, *shape[-2:])
+    mode = "nearest" if half_resolution else "bilinear"
+    return F.interpolate(source, scale_factor=2.0, mode=mode).reshape(*shape[:-2], shape[-2] * 2, shape[-1] * 2)
+
+
+def to_colour(luma: Tensor, chroma: Tensor, config: DiQPConfig, matrix: list[int]) -> Tensor:
+    """B, F, h, w and B, 2, F, h/2, w/2 -> B, 3, F, h, w in the network's colours."""
+    full = full_size(chroma, config.stem_scale == 2)
+    if config.colour == "ycbcr":
+        return torch.cat([luma[:, None], full + 0.5], 1)
+    weights = torch.tensor([LUMA_WEIGHTS[m] for m in matrix], dtype=luma.dtype, device=luma.device)
+    kr, kb = weights.t()[:, :, None, None, None]
+    red = luma + 2 * (1 - kr) * full[:, 1]
+    blue = luma + 2 * (1 - kb) * full[:, 0]
+    green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+    return torch.stack([red, green, blue], 1).clamp(0, 1)
+
+
+def normalised(samples: np.ndarray, bits: int, chroma: bool) -> Tensor:
+    """Limited-range code values -> luma 0..1 or chroma centred at 0, fp32."""
+    shift = 1 << (bits - 8)
+    offset, scale = (128, 224) if chroma else (16, 219)
+    return (torch.from_numpy(samples.astype(np.float32)) - offset * shift) / (scale * shift)
+
+
+class Batches:
+    """Endless batches from a pool, made ahead in a thread; also measures every stream's error once."""
+
+    def __init__(self, dataset: PoolDataset, network: DiQP, batch: int, seed: int, refresh_every: int):
+        self.dataset, self.network, self.batch, self.refresh_every = dataset, network, batch, refresh_every
+        self.rng = np.random.default_rng(seed)
+        self._errors: dict[tuple[int, int], Tensor] = {}
+
+    def stream_error(self, item: DecodedItem, index: int) -> Tensor:
+        """(frames,) mean squared luma error of the decoded frames."""
+        key = (item.number, index)
+        if key not in self._errors:
+            truth = normalised(item.source.y, item.source.bits, chroma=False)
+            decoded = normalised(item.degraded[index].clip.y, item.source.bits, chroma=False)
+            self._errors[key] = (decoded - truth).square().mean((1, 2))
+        return self._errors[key]
+
+    def _draw(self) -> tuple[DecodedItem, int, Sample]:
+        item = self.dataset.load_item(int(self.rng.integers(len(self.dataset))))
+        index = int(self.rng.integers(len(item.degraded)))
+        one = DecodedItem(item.number, item.source, (item.degraded[index],), item.matrix, item.cuts, item.sources)
+        return item, index, self.dataset.cut(one, self.rng)
+
+    def make(self) -> Batch:
+        """Draw one batch."""
+        drawn = [self._draw() for _ in range(self.batch)]
+        errors = []
+        for item, index, sample in drawn:
+            error = self.stream_error(item, index)
+            errors.append(error[sample.middle - 1 : sample.middle + 2])
+        return collate([s for _, _, s in drawn], torch.stack(errors), self.network, self.rng)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches, two made ahead."""
+        ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=2)
+        stop = threading.Event()
+
+        def work() -> None:
+            made = 0
+            while not stop.is_set():
+                try:
+                    if made % self.refresh_every == 0:
+                        self.dataset.refresh()
+                    item: Batch | Exception = self.make()
+                except Exception as error:  # shown by the consumer, which can stop the run
+                    item = error
+                made += 1
+                while not stop.is_set():
+                    try:
+                        ready.put(item, timeout=1)
+                        break
+                    except queue.Full:
+                        continue
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            while True:
+                got = ready.get()
+                if isinstance(got, Exception):
+                    raise got
+                yield got
+        finally:
+            stop.set()
+
+
+def collate(samples: list[Sample], error: Tensor, network: DiQP, rng: np.random.Generator) -> Batch:
+    """Stack samples and build their locations and, for a network with guides, their thumbnails."""
+    config = network.config
+    luma = torch.stack([normalised(s.y, s.bits, False) for s in samples])
+    chroma = torch.stack([normalised(s.c, s.bits, True) for s in samples])
+    height, width = luma.shape[-2:]
+    locations, decays = [], []
+    for s in samples:
+        whole_h, whole_w = s.y_whole.shape[-2:]
+        top, left, frames, middle = s.top, s.left, s.frames, s.middle
+        if config.location == "continuous":
+            # A crop of a 256 pixel clip says nothing of where content lies in a real frame: the place is drawn, so
+            # that the network learns what there is to learn of it, and nothing that differs on large frames.
+            whole_h, whole_w = 4096, 4096
+            top, left = int(rng.integers(4096)), int(rng.integers(4096))
+        location, decay = network.locate(s.qp, s.codec, middle, frames, left, top, whole_w, whole_h, height, width)
+        locations.append(location)
+        decays.append(decay)
+    matrix = [s.matrix for s in samples]
+    whole = ahead = None
+    if config.uses_around or config.uses_ahead:
+        thumbnails, tiles = [], []
+        for s in samples:
+            y = normalised(np.stack([s.y_whole[0], s.y_whole[2], s.y_ahead]), s.bits, False)[None]
+            c = normalised(np.stack([s.c_whole[:, 0], s.c_whole[:, 2], s.c_ahead], 1), s.bits, True)[None]
+            colour = to_colour(y, c, config, [s.matrix])[0]
+            tiles.append(colour[:, 2, s.top : s.top + height, s.left : s.left + width])
+            thumbnails.append(
+                F.interpolate(colour, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+            )
+        whole, ahead = torch.stack(thumbnails), torch.stack(tiles)
+    return Batch(
+        luma=luma,
+        chroma=chroma,
+        luma_true=torch.stack([normalised(s.y_true, s.bits, False) for s in samples]),
+        chroma_true=torch.stack([normalised(s.c_true, s.bits, True) for s in samples]),
+        error=error,
+        location=torch.stack(locations, 1)[..., None],
+        decay=torch.tensor(decays, dtype=torch.float32).view(-1, 1, 1, 1, 1),
+        qp=torch.tensor([s.qp for s in samples]),
+        codec=[s.codec for s in samples],
+        whole=whole,
+        ahead=ahead,
+        matrix=matrix,
+    )
+
+
+def predict(network: torch.nn.Module, config: DiQPConfig, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run the network: (tile in its colours B, 3, 3, h, w; restored, the same shape)."""
+    tile = to_colour(batch.luma, batch.chroma, config, batch.matrix)
+    if batch.whole is None or batch.ahead is None:
+        none = tile.new_zeros(0)
+        around = ahead_tile = ahead_scaled = none
+    else:
+        around = batch.whole[:, :, :2]
+        ahead_scaled = batch.whole[:, :, 1:]
+        ahead_tile = torch.stack([tile[:, :, 2], batch.ahead], 2)
+    return tile, network(tile, around, ahead_tile, ahead_scaled, batch.location, batch.decay)
+
+
+def streams_of(dataset: PoolDataset, index: int) -> tuple[DecodedItem, tuple[DecodedStream, ...]]:
+    """An item and its encodes."""
+    item = dataset.load_item(index)
+    return item, item.degraded

@@ -1,0 +1,284 @@
+"""The training loop: AdamW, warm-up and cosine, averaged weights, mixed precision, resumable after a kill.
+
+On several GPUs start it with torch's own launcher (``torchrun --nproc-per-node=N -m vsdiqp train ...``): every process
+trains on its own GPU and draws its own samples; gradients are averaged by DistributedDataParallel.
+"""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vsdiqp.errors import DiqpError
+from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
+from vsdiqp.training.batches import Batches, collate, predict
+from vsdiqp.training.dataset import PoolDataset
+from vsdiqp.training.loss import luma_gain, training_loss
+from vsdiqp.training.settings import TrainSettings
+
+STATE = "state.pt"
+LOG = "log.csv"
+QP_BANDS = {"hevc": (0, 24, 30, 35, 40, 52), "av1": (0, 80, 128, 180, 230, 256)}
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate`` at the last step."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    progress = min((step - settings.warmup) / max(settings.steps - settings.warmup, 1), 1.0)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine
+
+
+class Average:
+    """Exponential moving average of a network's weights; young averages forget faster."""
+
+    def __init__(self, network: DiQP, decay: float):
+        self.network, self.decay = deepcopy(network).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after optimiser step ``step``."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        own, new = list(self.network.parameters()), list(network.parameters())
+        torch._foreach_lerp_(own, new, 1 - decay)
+
+
+class Gains:
+    """Running means of the Y-PSNR gain by codec and QP band since the last report."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, gain: Tensor, qps: Tensor, codecs: list[str]) -> None:
+        """gain: B, frames in dB."""
+        for value, qp, codec in zip(gain.mean(1).tolist(), qps.tolist(), codecs, strict=True):
+            bands = QP_BANDS[codec]
+            low = max(b for b in bands if b <= qp)
+            total = self._sums[f"{codec}{low}+"]
+            total[0] += value
+            total[1] += 1
+
+    def take(self) -> dict[str, float]:
+        """Means by band, and start over."""
+        means = {k: s / n for k, (s, n) in sorted(self._sums.items())}
+        self._sums.clear()
+        return means
+
+
+@torch.no_grad()
+def validate(
+    network: DiQP, dataset: PoolDataset, device: torch.device, precision: str, items: int = 0
+) -> dict[str, float]:
+    """Mean Y-PSNR gain in dB by codec and nominal QP, over one whole-frame triplet of every stream; "mean" over all."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    network = deepcopy(network).to(device).eval()
+    sums: dict[str, list[float]] = defaultdict(list)
+    for index in range(min(len(dataset), items or len(dataset))):
+        item = dataset.load_item(index)
+        _, height, width = item.source.y.shape
+        truth = item.source
+        for stream in item.degraded:
+            # Groups as the filter forms them: 3k, 3k+1, 3k+2, here frames 3 to 5.
+            sample = dataset.sample_at(item, stream, 4, (0, 0), (height, width), nominal=True)
+            bits = truth.bits
+            scale = 219 * (1 << (bits - 8))
+            squared = np.square(sample.y.astype(np.float32) - sample.y_true) / scale**2
+            error = torch.from_numpy(squared.mean((1, 2)))[None]
+            batch = collate([sample], error, network, rng).to(device)
+            with autocast(device, precision):
+                tile, restored = predict(network, network.config, batch)
+            gain = luma_gain(tile, restored.float(), batch, network.config).mean().item()
+            sums[f"{stream.codec}{stream.nominal:.0f}"].append(gain)
+    result = {name: sum(v) / len(v) for name, v in sorted(sums.items())}
+    everything = [g for v in sums.values() for g in v]
+    result["mean"] = sum(everything) / len(everything)
+    result["worst"] = min(everything)
+    return result
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision as the settings name it."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+class Trainer:
+    """One training run in a folder; construct, then `run`. A run that was stopped goes on where its state was saved."""
+
+    def __init__(self, settings: TrainSettings):
+        self.settings = settings
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+        if self.world > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        if settings.precision == "fp16" and self.device.type == "cpu":
+            raise DiqpError("precision 'fp16' trains on a GPU only; use 'bf16' or 'fp32' on a CPU")
+        torch.manual_seed(settings.seed)
+        self.network = DiQP(settings.network).to(self.device)
+        if settings.initial:
+            self._start_from(settings.initial)
+        self.average = Average(self.network, settings.ema)
+        self.model: nn.Module = self.network
+        if self.world > 1:
+            self.model = nn.parallel.DistributedDataParallel(self.network, find_unused_parameters=True)
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.out = Path(settings.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    def _start_from(self, path: str) -> None:
+        state = load_checkpoint(path).state_dict()
+        own = self.network.state_dict()
+        fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+        self.network.load_state_dict(fitting, strict=False)
+        self.say(f"started from {path}: {len(fitting)} of {len(own)} tensors")
+
+    def say(self, text: str) -> None:
+        """One line on stderr, from the first process only."""
+        if self.rank == 0:
+            print(text, file=sys.stderr, flush=True)
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Everything needed to go on at this step, written whole or not at all; and the averaged weights."""
+        if self.rank:
+            return
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "average": self.average.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "config": json.dumps(self.settings.network.to_dict(), sort_keys=True),
+        }
+        partial = self.out / (STATE + ".partial")
+        torch.save(state, partial)
+        partial.replace(self.out / STATE)
+        self.export(self.out / "last.safetensors")
+
+    def export(self, path: Path) -> None:
+        """The averaged weights as a checkpoint."""
+        training = {"step": self.step, "seconds": round(self.seconds), "origin": self.settings.origin}
+        save_checkpoint(self.average.network, path, {"training": training})
+
+    def _resume(self) -> None:
+        path = self.out / STATE
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["config"] != json.dumps(self.settings.network.to_dict(), sort_keys=True):
+            raise DiqpError(f"{path} belongs to another network; give another --out, or remove it to start over")
+        self.network.load_state_dict(state["network"])
+        self.average.network.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.say(f"resumed at step {self.step} after {self.seconds / 60:.0f} minutes of training")
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Train to the last step, or as long as ``minutes`` allows. Returns the checkpoint of the averaged weights."""
+        s = self.settings
+        dataset = PoolDataset(
+            s.pool,
+            codecs=s.network.codecs,
+            crop=(s.crop, s.crop),
+            look_ahead=s.network.look_ahead_frames,
+            cache_bytes=int(s.cache_gib * 2**30),
+        )
+        validation = PoolDataset(s.validation, codecs=s.network.codecs, qp="nominal") if s.validation else None
+        # A resumed run draws other samples than the ones it has seen, and every process its own.
+        batches = iter(Batches(dataset, self.network, s.batch, s.seed + 1000 * self.rank + self.step, s.refresh_every))
+        started, before = time.monotonic(), self.seconds
+        gains, loss_sum, since = Gains(), 0.0, 0
+        self.network.train()
+        while self.step < s.steps and not (s.minutes and time.monotonic() - started > s.minutes * 60):
+            batch = next(batches).to(self.device)
+            rate = learning_rate(self.step, s)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            self.optimiser.zero_grad(set_to_none=True)
+            with autocast(self.device, s.precision):
+                tile, restored = predict(self.model, s.network, batch)
+            loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
+            self.scaler.scale(loss).backward()
+            if s.clip_norm:
+                self.scaler.unscale_(self.optimiser)
+                nn.utils.clip_grad_norm_(self.network.parameters(), s.clip_norm)
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            self.step += 1
+            self.seconds = before + time.monotonic() - started
+            self.average.update(self.network, self.step)
+            with torch.no_grad():
+                gains.add(luma_gain(tile, restored.float(), batch, s.network), batch.qp, batch.codec)
+            loss_sum, since = loss_sum + loss.item(), since + 1
+            if self.step % 50 == 0:
+                self._report(loss_sum / since, rate, gains, len(dataset), time.monotonic() - started)
+                loss_sum, since = 0.0, 0
+            if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
+                self._validate(validation)
+            if self.step % s.save_every == 0:
+                self.save()
+        self.save()
+        return self.out / "last.safetensors"
+
+    def _report(self, loss: float, rate: float, gains: Gains, items: int, elapsed: float) -> None:
+        per_step = (self.seconds / self.step) if self.step else 0.0
+        left = per_step * (self.settings.steps - self.step)
+        if self.settings.minutes:
+            left = min(left, self.settings.minutes * 60 - elapsed)
+        means = gains.take()
+        line = " ".join(f"{k} {v:+.3f}" for k, v in means.items())
+        self.say(
+            f"step {self.step}/{self.settings.steps} loss {loss:.5f} lr {rate:.2e} {per_step:.2f} s/step "
+            f"{left / 60:.0f} min left, {items} items | {line}"
+        )
+        self._log("train", {"loss": loss, "lr": rate, **means})
+
+    def _validate(self, dataset: PoolDataset) -> None:
+        result = validate(self.average.network, dataset, self.device, self.settings.precision)
+        self.say("validation " + " ".join(f"{k} {v:+.3f}" for k, v in result.items()))
+        self._log("validation", result)
+        if result["mean"] > self.best:
+            self.best = result["mean"]
+            self.export(self.out / "best.safetensors")
+
+    def _log(self, kind: str, values: dict[str, float]) -> None:
+        if self.rank:
+            return
+        with (self.out / LOG).open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            for name, value in values.items():
+                writer.writerow([kind, self.step, round(self.seconds, 1), name, f"{value:.6g}"])

@@ -1,0 +1,58 @@
+"""What training minimises."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsdiqp.network.config import DiQPConfig
+from vsdiqp.training.batches import Batch, to_colour, unsited
+
+CHARBONNIER_EPSILON = 1e-3
+ERROR_FLOOR = 2e-6
+"""57 dB: below, a clip has nothing to gain that anybody could see, and must not dominate the relative loss."""
+
+
+def charbonnier(difference: Tensor) -> Tensor:
+    """Mean of sqrt(d^2 + eps^2), eps = 1e-3 (spec/diqp.md, "The task")."""
+    return (difference.square() + CHARBONNIER_EPSILON**2).sqrt().mean()
+
+
+def planes_error(tile: Tensor, restored: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Errors in the clip's own planes of a YCbCr network: luma B, 3, h, w and chroma B, 2, 3, h/2, w/2."""
+    residual = restored - tile
+    luma = batch.luma + residual[:, 0] - batch.luma_true
+    halved = F.avg_pool2d(residual[:, 1:].flatten(0, 2)[:, None], 2).view_as(batch.chroma)
+    return luma, batch.chroma + unsited(halved) - batch.chroma_true
+
+
+def training_loss(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig, kind: str, chroma: float) -> Tensor:
+    """The loss of a batch.
+
+    "relative" divides a sample's squared error by its whole frame's error before restoration: its mean then moves with
+    the mean PSNR gain, which is a mean of logarithms (spec/restoration-notes.md, lesson 3), yet flat patches of a busy
+    frame keep their small weight.
+    """
+    if config.colour == "rgb":
+        truth = to_colour(batch.luma_true, batch.chroma_true, config, batch.matrix)
+        if kind == "charbonnier":
+            return charbonnier(restored - truth)
+        error = (restored - truth).square().mean((1, 3, 4))
+        return (error / (batch.error + ERROR_FLOOR)).mean()
+    luma, colour = planes_error(tile, restored, batch)
+    if kind == "charbonnier":
+        return charbonnier(luma) + chroma * 2 * charbonnier(colour)
+    scale = 1 / (batch.error + ERROR_FLOOR)
+    loss = (luma.square().mean((2, 3)) * scale).mean()
+    return loss + chroma * 2 * (colour.square().mean((1, 3, 4)) * scale).mean()
+
+
+def luma_gain(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig) -> Tensor:
+    """Y-PSNR gain in dB of every sample and frame: B, 3."""
+    if config.colour == "ycbcr":
+        after = batch.luma + (restored - tile)[:, 0]
+    else:
+        weights = restored.new_tensor([[0.2126, 0.7152, 0.0722]])
+        after = batch.luma + torch.einsum("bcfhw,bc->bfhw", restored - tile, weights.expand(len(batch.qp), -1))
+    before_error = (batch.luma - batch.luma_true).square().mean((2, 3)) + 1e-9
+    after_error = (after.clamp(-0.1, 1.1) - batch.luma_true).square().mean((2, 3)) + 1e-9
+    return 10 * torch.log10(before_error / after_error)

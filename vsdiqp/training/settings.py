@@ -1,0 +1,94 @@
+"""What a training run is made of: one TOML file, read into frozen dataclasses."""
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vsdiqp.errors import DiqpError
+from vsdiqp.network.config import DiQPConfig
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+"""Shipped configurations."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """A run. Paths are relative to the working directory."""
+
+    network: DiQPConfig
+    pool: str
+    """Folder of the training pool (``vsdiqp pool``)."""
+    validation: str = ""
+    """Folder of the validation pool; empty trains without validation."""
+    out: str = "out/train"
+    """Folder for checkpoints, state and logs."""
+    steps: int = 100_000
+    """Optimiser steps of the whole schedule."""
+    batch: int = 16
+    """Samples a step and process."""
+    crop: int = 128
+    """Side of a sample in pixels, a multiple of the network's."""
+    learning_rate: float = 2e-4
+    final_learning_rate: float = 1e-6
+    warmup: int = 500
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.02
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0 does not clip."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are what is validated and shipped."""
+    loss: str = "charbonnier"
+    """"charbonnier" (the paper's), or "relative": squared error over the whole frame's error before restoration."""
+    chroma_weight: float = 0.1
+    """Weight of each chroma plane beside luma; for colour "ycbcr" only."""
+    precision: str = "bf16"
+    """"fp32", "bf16" or "fp16" (GPU only, with a gradient scaler)."""
+    seed: int = 1
+    refresh_every: int = 200
+    """Steps between looks for new items in a pool that is still growing."""
+    validate_every: int = 1000
+    save_every: int = 250
+    cache_gib: float = 8.0
+    """Memory for decoded items."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    minutes: float = 0.0
+    """Stop (resumable) after this long; 0 runs to the last step."""
+    initial: str = ""
+    """Checkpoint whose weights to start from; parameters that do not fit stay as they are."""
+    origin: str = ""
+    """How the weights were made; goes into the checkpoint."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -> TrainSettings:
+    """Read a shipped configuration by name, or a TOML file by path, and apply ``overrides``.
+
+    Raises DiqpError naming keys that are unknown or missing.
+    """
+    path = Path(config)
+    if not path.is_file():
+        path = CONFIGS / f"{config}.toml"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))
+        raise DiqpError(f"no training configuration {str(config)!r}: give a TOML file or one of {names}")
+    values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    values.update({k: v for k, v in (overrides or {}).items() if v is not None})
+    network = values.pop("network", None)
+    if network is None:
+        raise DiqpError(f"{path} has no [network] table; see the shipped configurations in {CONFIGS.name}/")
+    known = {f.name for f in fields(TrainSettings)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise DiqpError(f"{path} has unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    if not values.get("pool"):
+        raise DiqpError("no training pool: give --pool FOLDER, made with 'vsdiqp pool SOURCES FOLDER'")
+    cleaned = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    settings = TrainSettings(network=DiQPConfig.from_dict(network), **cleaned)
+    if settings.crop % settings.network.multiple:
+        raise DiqpError(f"crop is {settings.crop}; this network needs a multiple of {settings.network.multiple}")
+    if settings.loss not in ("charbonnier", "relative"):
+        raise DiqpError(f"loss is {settings.loss!r}; give charbonnier or relative")
+    return settings
