@@ -155,7 +155,7 @@ class Tuned:
     """dB of luma PSNR over the input, mean over clips."""
 
 
-def tune(name: str, codec: str, qp: float, pairs: Sequence[tuple[Node, Node]], frames: int = 6) -> Tuned:
+def tune(name: str, codec: str, qp: float, pairs: Sequence[tuple[Node, Node]], frames: int = 3) -> Tuned:
     """The settings with the largest mean gain over clips, given as pairs of (source, decoded).
 
     At most `frames` frames of each clip are looked at, from its third of time on, so that temporal filters have
