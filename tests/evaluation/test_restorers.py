@@ -46,6 +46,12 @@ def test_unknown_methods_are_refused_with_the_known_ones(text: str) -> None:
         parse_method(text)
 
 
+def test_the_qp_comes_from_the_request_or_the_stream() -> None:
+    assert parse_method("diqp:lite,qp=stream") == Diqp("lite", {"qp": "stream"})
+    with pytest.raises(DiqpError, match="asked or stream"):
+        parse_method("diqp:lite,qp=37")
+
+
 def test_arguments_need_a_value() -> None:
     with pytest.raises(DiqpError, match="NAME=VALUE"):
         parse_method("diqp:lite,strength")

@@ -22,7 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add ``evaluate``."""
     parser = subparsers.add_parser("evaluate", help="measure restorers on clips encoded at several QPs", epilog=_EPILOG)
     parser.add_argument("clips", nargs="*", metavar="CLIP", help="pristine video files, or folders of them")
-    parser.add_argument("--out", required=True, help="folder for encodes, scores, tables and plots")
+    parser.add_argument("--out", default="evaluation", help="folder for encodes, scores, tables, plots (%(default)s)")
     parser.add_argument("--codecs", default="hevc,av1", help="comma-separated (default %(default)s)")
     parser.add_argument(
         "--qps",

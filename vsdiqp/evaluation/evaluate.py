@@ -142,10 +142,15 @@ class Reference:
         return path
 
     def decode(self, encoded: Path) -> Node:
-        """The encode as a clip with this clip's colour and length. Raises DiqpError where it does not match."""
+        """The encode as a clip with this clip's colour and length, and each frame's QP where our plugin is loaded.
+
+        Raises DiqpError where it does not match.
+        """
         node = open_video(encoded)
         if (node.width, node.height, node.num_frames) != (self.node.width, self.node.height, self.node.num_frames):
             raise DiqpError(f"{encoded} does not match its source; delete it and run again")
+        if hasattr(core(), "diqp"):
+            node = core().diqp.ReadQP(node, str(encoded))
         return settle_colour(node, like=self.node)
 
     def _samples(self) -> Any:

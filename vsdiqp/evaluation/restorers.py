@@ -43,7 +43,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Diqp:
-    """``core.diqp.Restore`` with a shipped model's name or a checkpoint's path, and further arguments."""
+    """``core.diqp.Restore`` with a shipped model's name or a checkpoint's path, and further arguments.
+
+    The argument ``qp`` is not a number here: ``"asked"`` (default) tells the filter the QP that was asked of the encoder,
+    ``"stream"`` lets it take each frame's own, which ``core.diqp.ReadQP`` has put on the clip.
+    """
 
     model: str
     arguments: dict[str, int | float | str] = field(default_factory=dict)
@@ -65,8 +69,11 @@ class Diqp:
 
         if not hasattr(core(), "diqp"):
             raise DiqpError("the VapourSynth plugin diqp is not loaded; install the package with: pip install vsdiqp")
+        arguments = dict(self.arguments)
+        if arguments.pop("qp", "asked") == "asked":
+            arguments.update(qp=qp, codec=codec)
         try:
-            return core().diqp.Restore(clip, qp=qp, codec=codec, model=self.model, **self.arguments)
+            return core().diqp.Restore(clip, model=self.model, **arguments)
         except vapoursynth.Error as error:
             raise DiqpError(str(error)) from error
 
@@ -82,7 +89,7 @@ def parse_method(text: str) -> Method:
     """A method from its text on the command line.
 
     ``input``; ``diqp:MODEL`` with a shipped name or a path, and further filter arguments after commas
-    (``diqp:lite,strength=0.5``); ``closed-form`` or ``closed-form:FILE``; a classic filter's name.
+    (``diqp:lite,strength=0.5``, ``diqp:lite,qp=stream``); ``closed-form`` or ``closed-form:FILE``; a classic filter's name.
     """
     from vsdiqp.evaluation import classics
 
@@ -91,7 +98,10 @@ def parse_method(text: str) -> Method:
         return Input()
     if kind == "diqp":
         model, *arguments = rest.split(",") if rest else ["lite"]
-        return Diqp(model, dict(parse_argument(a) for a in arguments))
+        chosen = dict(parse_argument(a) for a in arguments)
+        if chosen.get("qp", "asked") not in ("asked", "stream"):
+            raise DiqpError(f"{text!r}: qp is asked or stream here; the QPs themselves come from --qps")
+        return Diqp(model, chosen)
     if kind == "closed-form":
         from vsdiqp.evaluation.closed_form import ClosedForm
 
