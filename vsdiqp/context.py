@@ -19,6 +19,10 @@ _CUBIC: float = -0.75
 """The free parameter of the bicubic kernel that the released networks were trained with."""
 
 
+_BAND: int = 128
+"""Rows converted at once, so that what is made on the way stays in the processor's cache."""
+
+
 class Thumbnailer:
     """Shrinks whole frames to ``size`` (height, width), aspect not kept: bicubic, no antialiasing, edges clamped.
 
@@ -28,26 +32,27 @@ class Thumbnailer:
     def __init__(self, width: int, height: int, size: tuple[int, int], device: torch.device | str = "cpu") -> None:
         self._rows, self._row_taps, self._row_weights = _taps(height, size[0], device)
         self._columns, self._column_taps, self._column_weights = _taps(width, size[1], device)
-        self._whole = len(self._rows) == height and len(self._columns) == width
+        self._whole = 2 * len(self._rows) * len(self._columns) > width * height
+        if self._whole:
+            # Picking most of the pixels one by one costs more than converting all of them.
+            self._row_taps = torch.from_numpy(self._rows).to(device)[self._row_taps]
+            self._column_taps = torch.from_numpy(self._columns).to(device)[self._column_taps]
+        self._shape = (height, width)
         self._device = device
 
     def shrink(self, frames: FrameMap, planes: Planes) -> Tensor:
         """The frame's thumbnail (3,height,width) in network colours, limited to 0..1."""
         if self._whole:
-            picture = torch.empty((3, len(self._rows), len(self._columns)), device=self._device)
-            frames.read(planes, 0, 0, picture)
+            picture = torch.empty((3, *self._shape), device=self._device)
+            for top in range(0, self._shape[0], _BAND):
+                frames.read(planes, 0, top, picture[:, top : top + _BAND])
         else:
             picture = frames.sample(planes, self._rows, self._columns)
-        for dim, taps, weights in (
-            (1, self._row_taps, self._row_weights),
-            (2, self._column_taps, self._column_weights),
-        ):
-            shape = (-1, 1) if dim == 1 else (-1,)
-            result = picture.index_select(dim, taps[0]).mul_(weights[0].view(shape))
-            for tap, weight in zip(taps[1:], weights[1:], strict=True):
-                result.addcmul_(picture.index_select(dim, tap), weight.view(shape))
-            picture = result
-        return picture.clamp_(0.0, 1.0)
+        shrunk = []
+        for channel in picture:
+            rows = _weigh(channel, 0, self._row_taps, self._row_weights[..., None])
+            shrunk.append(_weigh(rows, 1, self._column_taps, self._column_weights))
+        return torch.stack(shrunk).clamp_(0.0, 1.0)
 
 
 def thumbnails(
@@ -72,6 +77,13 @@ def thumbnails(
         return torch.stack((shrink(first), shrink(second)), 1)[None]
 
     return pair(around, run.frames[0], run.frames[2]), pair(ahead, run.frames[2], run.ahead)
+
+
+def _weigh(picture: Tensor, dim: int, taps: Tensor, weights: Tensor) -> Tensor:
+    result = picture.index_select(dim, taps[0]).mul_(weights[0])
+    for tap, weight in zip(taps[1:], weights[1:], strict=True):
+        result.addcmul_(picture.index_select(dim, tap), weight)
+    return result
 
 
 def _taps(length: int, size: int, device: torch.device | str) -> tuple[NDArray[np.int64], Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A group of frames in, the same group restored: checks what was asked for, decides the rest, drives a backend.
 
 Memory on the CPU, for a clip of W x H pixels in tiles of w x h: the frames themselves, the network's weights and
-activations (its own, in proportion to w * h), and at most 36 * W * h + 132 * w * h + 16 * W * H bytes.
+activations (its own, in proportion to w * h), and at most 36 * W * h + 132 * w * h + 20 * W * H bytes.
 """
 
 import logging
@@ -85,6 +85,12 @@ class Restorer:
         if self._backend is not None:
             self._backend.close()
         self._backend = None
+
+
+def memory_bound(clip: ClipFormat, plan: tiles.TilePlan) -> int:
+    """Bytes that one run needs on the CPU at most, besides its frames and the network (the formula above)."""
+    columns, rows = plan.columns, plan.rows
+    return 36 * clip.width * rows.side + 132 * columns.side * rows.side + 20 * clip.width * clip.height
 
 
 def _check(settings: Settings, clip: ClipFormat) -> None:

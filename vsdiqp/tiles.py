@@ -88,17 +88,19 @@ class Canvas:
         self, plan: TilePlan, channels: Sequence[int], margin: int, step: int, device: torch.device | str = "cpu"
     ) -> None:
         self._plan, self._margin, self._step = plan, margin, step
-        self._channels = tuple(channels)
-        self._device = device
         self._row = 0
         self._first = 0
         self._done = 0
-        self._sum = torch.zeros((*self._channels, self._bottom(0), plan.columns.length), device=device)
+        self._ended = False
+        rows = min(plan.rows.length, plan.rows.side + 2 * margin + step)
+        self._sum = torch.zeros((*channels, rows, plan.columns.length), device=device)
         self._column_weights = [torch.from_numpy(w).to(device) for w in plan.columns.weights]
         self._row_weights = [torch.from_numpy(w).to(device)[:, None] for w in plan.rows.weights]
 
     def add(self, column: int, tile: Tensor) -> None:
         """Add the tile (...,side,side) of the current row of tiles; pixels outside the frame are dropped."""
+        if self._ended:
+            self._advance()
         wide, tall = self._column_weights[column], self._row_weights[self._row]
         left, top = self._plan.columns.starts[column], self._plan.rows.starts[self._row] - self._first
         part = tile[..., : len(tall), : len(wide)]
@@ -107,24 +109,26 @@ class Canvas:
         target.addcmul_(part, wide * tall)
 
     def end_row(self) -> Strip:
-        """Finish the current row of tiles and give what is complete now."""
+        """Finish the current row of tiles and give what is complete now; it is valid until the next `add`."""
         rows = self._plan.rows
-        last = self._row + 1 == len(rows.starts)
-        complete = rows.length if last else rows.starts[self._row + 1]
-        stop = rows.length if last else max(self._done, (complete - self._margin) // self._step * self._step)
-        strip = Strip(self._sum, self._first, self._done, stop)
-        if not last:
-            self._row += 1
-            first = max(0, stop - self._margin)
-            kept = self._sum[..., first - self._first :, :]
-            size = self._bottom(self._row) - first
-            self._sum = torch.zeros((*self._channels, size, self._plan.columns.length), device=self._device)
-            self._sum[..., : kept.shape[-2], :] = kept
-            self._first, self._done = first, stop
+        if self._row + 1 == len(rows.starts):
+            stop = rows.length
+        else:
+            stop = max(self._done, (rows.starts[self._row + 1] - self._margin) // self._step * self._step)
+        strip = Strip(self._sum[..., : self._bottom() - self._first, :], self._first, self._done, stop)
+        self._done, self._ended = stop, True
         return strip
 
-    def _bottom(self, row: int) -> int:
-        return min(self._plan.rows.length, self._plan.rows.starts[row] + self._plan.rows.side)
+    def _advance(self) -> None:
+        first = max(0, self._done - self._margin)
+        kept = self._sum[..., first - self._first : self._bottom() - self._first, :].clone()
+        self._sum[..., : kept.shape[-2], :] = kept
+        self._sum[..., kept.shape[-2] :, :] = 0
+        self._first, self._ended = first, False
+        self._row += 1
+
+    def _bottom(self) -> int:
+        return min(self._plan.rows.length, self._plan.rows.starts[self._row] + self._plan.rows.side)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -1,7 +1,7 @@
 """The network as a plain torch module: on the CPU, and the reference that every other backend is compared with.
 
 Memory, besides the network's own: 36 bytes a pixel for one row of tiles across the frame, 132 a pixel of one tile, and
-16 a pixel of one frame (at most; of the pixels a thumbnail touches) while a thumbnail is made.
+at most 20 a pixel of one frame, while a thumbnail is made or a strip is written.
 """
 
 import os
@@ -90,7 +90,7 @@ class TorchBackend:
                 self._cut(run, frames, left, top, tile, ahead_tile)
                 residual = network.predict(tile, ahead_tile, guides, *locate(left, top))
                 # A value that overflowed must not reach the picture: there it means no change.
-                canvas.add(column, residual[0].transpose(0, 1)[wanted].nan_to_num(0.0, 0.0, 0.0))
+                canvas.add(column, residual[0].transpose(0, 1)[wanted].nan_to_num_(0.0, 0.0, 0.0))
             strip = canvas.end_row()
             if strip.start == strip.stop:
                 continue
