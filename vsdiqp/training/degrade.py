@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsdiqp.errors import DiqpError
+from vsdiqp.training.priority import ordinary_threads
 
 Samples = NDArray[Any]
 
@@ -269,7 +270,7 @@ def _encode(clip: Clip, encoder: str, options: dict[str, str]) -> tuple[bytes, d
                     quality[packet.pts] = int.from_bytes(bytes(side)[:4], "little") / _LAMBDA_PER_QP
             container.mux(packet)
 
-    with av.open(output, "w", format="matroska") as container:
+    with ordinary_threads(), av.open(output, "w", format="matroska") as container:
         try:
             stream = container.add_stream(encoder, rate=_RATE, options=options)
         except (ValueError, av.FFmpegError) as error:
