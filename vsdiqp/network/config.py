@@ -28,6 +28,8 @@ class DiQPConfig:
     heads: tuple[int, ...] = (1, 2, 4, 8, 16, 16, 8, 4, 2)
     window: int = 8
     mlp_ratio: int = 3
+    depthwise_taps: int = 3
+    """Frames that the feed-forward's depthwise convolution spans: 3 as released, 1 leaves time to the linear layers."""
     skip: str = "concat"
     """How a skip joins the decoder: "concat" doubles the width of the decoder's blocks, "add" keeps it."""
     down_kernel: int = 4
@@ -61,11 +63,12 @@ class DiQPConfig:
     """Who made the weights and from what."""
 
     def __post_init__(self) -> None:
+        """Refuse sizes that make no network."""
         levels = self.levels
         if len(self.depths) != 2 * levels + 1 or len(self.heads) != len(self.depths):
             raise DiqpError(
-                f"a network needs one depth and one head count for every encoder level, the bottleneck and every decoder "
-                f"level (an odd number); got {len(self.depths)} depths and {len(self.heads)} head counts"
+                f"a network needs one depth and one head count for every encoder level, the bottleneck and every "
+                f"decoder level (an odd number); got {len(self.depths)} depths and {len(self.heads)} head counts"
             )
         if self.widths and len(self.widths) != levels + 1:
             raise DiqpError(f"{levels} levels and a bottleneck need {levels + 1} widths; got {len(self.widths)}")
@@ -78,6 +81,8 @@ class DiQPConfig:
                 raise DiqpError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
         if self.stem_scale not in (1, 2) or (self.stem_scale == 2 and self.colour != "ycbcr"):
             raise DiqpError(f"stem_scale must be 1, or 2 with colour 'ycbcr'; got {self.stem_scale}, {self.colour!r}")
+        if self.depthwise_taps not in (1, 3):
+            raise DiqpError(f"depthwise_taps must be 1 or 3; got {self.depthwise_taps}")
         if self.down_kernel not in (2, 4):
             raise DiqpError(f"down_kernel must be 2 or 4; got {self.down_kernel}")
 
@@ -97,7 +102,7 @@ class DiQPConfig:
 
     @property
     def align(self) -> int:
-        """Tile positions should be multiples of this, so that the coding grid keeps its phase (and skips their size)."""
+        """Tile positions should be multiples of this, so that the coding grid keeps its phase."""
         return 64 if self.stem_scale > 1 else 8
 
     @property

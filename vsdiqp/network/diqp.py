@@ -42,7 +42,13 @@ class DiQP(nn.Module):
 
         def stage(channels: int, index: int, level: int) -> Stage:
             return Stage(
-                channels, config.depths[index], config.heads[index], config.window, config.mlp_ratio, grid // 2**level
+                channels,
+                config.depths[index],
+                config.heads[index],
+                config.window,
+                config.mlp_ratio,
+                config.depthwise_taps,
+                grid // 2**level,
             )
 
         self.lost: TableLocation | ContinuousLocation
@@ -98,9 +104,9 @@ class DiQP(nn.Module):
         return self
 
     def to_precision(self, dtype: torch.dtype) -> "DiQP":
-        """Run the body in ``dtype`` (fp32, fp16 or bf16), inputs, last sums and, at full resolution, stem and head in fp32.
+        """Run the body in ``dtype`` (fp32, fp16 or bf16).
 
-        Prepared weights are made in fp32 first and rounded once.
+        Inputs and last sums stay fp32, and so do stem and head where they work on single pixels. Prepared weights are made in fp32 first and rounded once.
         """
         self.prepare()
         for name, child in self.named_children():

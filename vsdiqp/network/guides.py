@@ -54,7 +54,7 @@ def to_map(x: Tensor) -> Tensor:
 
 
 class GuideChain(nn.Module):
-    """The levels of one guide. ``first_stride`` is 1 for Look Around (level 1 at the map's own size), 2 for Look Ahead."""
+    """The levels of one guide. ``first_stride`` is 1 for Look Around (level 1 at the map's size), 2 for Look Ahead."""
 
     def __init__(self, widths: tuple[int, ...], first_stride: int):
         super().__init__()

@@ -104,10 +104,10 @@ class WindowAttention(nn.Module):
 class FeedForward(nn.Module):
     """Linear, GELU, depthwise 3x3x3 over (frame, y, x), GELU, linear (Uformer's LeFF with frames)."""
 
-    def __init__(self, channels: int, ratio: int):
+    def __init__(self, channels: int, ratio: int, taps: int):
         super().__init__()
         self.expand = nn.Linear(channels, channels * ratio)
-        self.depthwise = PackedDepthwise(channels * ratio // FRAMES)
+        self.depthwise = PackedDepthwise(channels * ratio // FRAMES, taps)
         self.contract = nn.Linear(channels * ratio, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,13 +118,13 @@ class FeedForward(nn.Module):
 class LeWinBlock(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)); odd blocks of a stage shift by half a window."""
 
-    def __init__(self, channels: int, heads: int, window: int, ratio: int, shift: int):
+    def __init__(self, channels: int, heads: int, window: int, ratio: int, taps: int, shift: int):
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, window)
         self.norm2 = nn.LayerNorm(channels)
-        self.ffn = FeedForward(channels, ratio)
+        self.ffn = FeedForward(channels, ratio, taps)
 
     def attend(self, x: Tensor) -> Tensor:
         """The attention branch on a normed map."""
@@ -147,11 +147,11 @@ class Stage(nn.Module):
     blocks shift: a map of one window has nothing to shift (spec/diqp-details.md, "Shift").
     """
 
-    def __init__(self, channels: int, depth: int, heads: int, window: int, ratio: int, side: int):
+    def __init__(self, channels: int, depth: int, heads: int, window: int, ratio: int, taps: int, side: int):
         super().__init__()
         shift = window // 2 if side > window else 0
         self.blocks = nn.ModuleList(
-            LeWinBlock(channels, heads, min(window, side), ratio, shift * (j % 2)) for j in range(depth)
+            LeWinBlock(channels, heads, min(window, side), ratio, taps, shift * (j % 2)) for j in range(depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:

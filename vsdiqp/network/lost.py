@@ -69,7 +69,7 @@ class ContinuousLocation(nn.Module):
     FEATURES = 9
 
     def __init__(
-        self, codecs: tuple[str, ...], ranges: dict[str, tuple[int, int]], hidden: int = 64, channels: int = 2
+        self, codecs: tuple[str, ...], ranges: dict[str, tuple[int, int]], hidden: int = 64, channels: int = 5
     ):
         super().__init__()
         self.codecs, self.ranges, self.channels = codecs, ranges, channels

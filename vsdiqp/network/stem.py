@@ -21,6 +21,8 @@ CELL_INPUTS = 9
 """Inputs a cell and frame: 4 luma and 2 chroma differences, 3 means."""
 CELL_OUTPUTS = 6
 """Outputs a cell and frame: 4 luma and 2 chroma residuals."""
+HEAD_CHANNELS = 16
+"""Channels of the last convolution, of which CELL_OUTPUTS are used: CPU kernels for 6 are 4 to 8 times slower."""
 
 
 class PixelStem(nn.Module):
@@ -47,7 +49,7 @@ class PixelHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B, H, W, C * 3 -> B, 3, 3, H, W."""
         y = self.project(x.to(self.project.weight.dtype)).permute(0, 3, 1, 2)
-        return y.unflatten(1, (3, FRAMES))
+        return torch.unflatten(y, 1, (3, FRAMES))
 
 
 class FrameBlock(nn.Module):
@@ -116,8 +118,9 @@ class CellStem(nn.Module):
         # All three frames of a cell enter every frame's features: restoring n-1 needs n and n+1 as much as n does.
         x = torch.cat([cells.view(batch, -1, *cells.shape[2:]).to(pattern.dtype), pattern], 1)
         y = F.relu(self.project(x.contiguous(memory_format=torch.channels_last)))
-        images = y.permute(0, 2, 3, 1).unflatten(3, (FRAMES, self.channels)).permute(0, 3, 4, 1, 2).flatten(0, 1)
-        features = images.contiguous(memory_format=torch.channels_last)
+        features = (
+            torch.unflatten(y, 1, (FRAMES, self.channels)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        )
         for block in self.blocks:
             features = block(features, code)
         return features
@@ -129,7 +132,7 @@ class CellHead(nn.Module):
     def __init__(self, channels: int, blocks: int, code: int):
         super().__init__()
         self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
-        self.project = nn.Conv2d(channels, CELL_OUTPUTS, 3, padding=1)
+        self.project = nn.Conv2d(channels, HEAD_CHANNELS, 3, padding=1)
         with torch.no_grad():  # a fresh network predicts next to nothing: it starts at its input, not at noise
             self.project.weight.mul_(0.05)
 
@@ -139,6 +142,6 @@ class CellHead(nn.Module):
             features = block(features, code)
         y = self.project(features).float() / GAIN
         luma = F.pixel_shuffle(y[:, :4], 2)
-        chroma = F.interpolate(y[:, 4:], scale_factor=2.0, mode="nearest")
+        chroma = F.interpolate(y[:, 4:CELL_OUTPUTS], scale_factor=2.0, mode="nearest")
         residual = torch.cat([luma, chroma], 1)
-        return residual.unflatten(0, (-1, FRAMES)).transpose(1, 2)
+        return torch.unflatten(residual, 0, (-1, FRAMES)).transpose(1, 2)

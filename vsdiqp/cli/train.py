@@ -1,0 +1,29 @@
+"""``vsdiqp train``: train a network on a pool of degraded clips."""
+
+import argparse
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe the sub-command's arguments."""
+    parser = subparsers.add_parser("train", help="train a network on a pool; resumes where it was stopped")
+    parser.add_argument("config", help="a shipped configuration (lite, base, released) or a TOML file")
+    parser.add_argument("--pool", help="training pool, made with 'vsdiqp pool'")
+    parser.add_argument("--validation", help="validation pool")
+    parser.add_argument("--out", help="folder for checkpoints, state and logs")
+    parser.add_argument("--steps", type=int, help="optimiser steps of the whole schedule")
+    parser.add_argument("--batch", type=int, help="samples a step and process")
+    parser.add_argument("--minutes", type=float, help="stop, resumably, after this long")
+    parser.add_argument("--initial", help="checkpoint whose weights to start from")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; progress on stderr, the checkpoint's path on stdout."""
+    from vsdiqp.training.loop import Trainer
+    from vsdiqp.training.settings import load_settings
+
+    names = ("pool", "validation", "out", "steps", "batch", "minutes", "initial", "threads")
+    settings = load_settings(args.config, {name: getattr(args, name) for name in names})
+    print(Trainer(settings).run())
+    return 0
