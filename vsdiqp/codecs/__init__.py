@@ -5,12 +5,13 @@ Importing the package is cheap: what reads files (PyAV) is imported on first use
 
 from typing import TYPE_CHECKING, Any
 
+from vsdiqp.codecs.frames import CodedFrame, Scan
 from vsdiqp.codecs.scales import CODECS, QpScale, check_qp
 
 if TYPE_CHECKING:
     from vsdiqp.codecs.reading import frame_qps, probe, read_qps
 
-__all__ = ["CODECS", "QpScale", "check_qp", "frame_qps", "probe", "read_qps"]
+__all__ = ["CODECS", "CodedFrame", "QpScale", "Scan", "check_qp", "frame_qps", "probe", "read_qps"]
 
 
 def __getattr__(name: str) -> Any:

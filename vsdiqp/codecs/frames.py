@@ -10,8 +10,9 @@ class CodedFrame:
     qp: int
     """The stream's own quantiser in its codec's unit, unclamped: from headers, or the mean of its blocks."""
     kind: str
-    """"I", "P", "B" or "b", by the freest prediction any slice of the frame may use, as x265 names them: other frames may
-    be predicted from a "B", none from a "b". AV1 and VP9 know I and P only; where frames are decoded all B are "B"."""
+    """"I", "P", "B" or "b" in x265's naming, by the freest prediction any slice of the frame may use: other frames
+    may be predicted from a "B", none from a "b". AV1 and VP9 know I and P only; where frames are decoded, all B are
+    "B"."""
     key: bool
     """Decoding can start here."""
 

@@ -19,7 +19,6 @@ WANTED = frozenset(
         "pps_seq_parameter_set_id",
         "init_qp_minus26",
         "first_slice_segment_in_pic_flag",
-        "dependent_slice_segment_flag",
         "slice_pic_parameter_set_id",
         "slice_type",
         "pic_output_flag",
@@ -27,6 +26,18 @@ WANTED = frozenset(
         "slice_qp_delta",
     }
 )
+
+_COMPLETE: dict[str, set[str]] = {
+    "Sequence Parameter Set": {"sps_seq_parameter_set_id", "log2_max_pic_order_cnt_lsb_minus4"},
+    "Picture Parameter Set": {"pps_pic_parameter_set_id", "pps_seq_parameter_set_id", "init_qp_minus26"},
+    "Slice Segment Header": {
+        "nal_unit_type",
+        "nuh_temporal_id_plus1",
+        "first_slice_segment_in_pic_flag",
+        "slice_pic_parameter_set_id",
+    },
+}
+"""What a header must hold to be of use; damaged ones may break off before."""
 
 _RADL_RASL = range(6, 10)
 _RASL = (8, 9)
@@ -78,6 +89,8 @@ class HevcReader:
         """Take the headers of one packet; ``packet`` is its index in the stream, ``shown`` False hides its pictures."""
         for section in sections:
             elements = section.elements
+            if not _COMPLETE.get(section.heading, set()) <= elements.keys():
+                continue
             if elements.get("nuh_layer_id", 0) > 0:
                 continue
             if section.heading == "Sequence Parameter Set":
@@ -106,6 +119,7 @@ class HevcReader:
                 ),
             )
             for picture in ordered
+            if picture.slice_qps
         ]
 
     def _read_slice(self, elements: dict[str, int], packet: int, shown: bool) -> None:
@@ -113,7 +127,8 @@ class HevcReader:
             self._current = self._start_picture(elements, packet, shown)
         picture = self._current
         pps = self._pps.get(elements["slice_pic_parameter_set_id"])
-        if picture is None or pps is None or elements.get("dependent_slice_segment_flag", 0):
+        # Dependent slice segments take both from the segment before.
+        if picture is None or pps is None or not {"slice_qp_delta", "slice_type"} <= elements.keys():
             return
         picture.slice_qps.append(pps.init_qp + elements["slice_qp_delta"])
         picture.slice_types.append(elements["slice_type"])

@@ -38,11 +38,13 @@ class _Headers:
     reader: Callable[[], HeaderReader]
     unit_types: str
     wanted: frozenset[str]
+    conceals: bool
+    """The decoder outputs frames of which a part is damaged, so that their headers count."""
 
 
 _HEADERS: dict[str, _Headers] = {
-    "hevc": _Headers(hevc.HevcReader, hevc.UNIT_TYPES, hevc.WANTED),
-    "av1": _Headers(av1.Av1Reader, av1.UNIT_TYPES, av1.WANTED),
+    "hevc": _Headers(hevc.HevcReader, hevc.UNIT_TYPES, hevc.WANTED, conceals=True),
+    "av1": _Headers(av1.Av1Reader, av1.UNIT_TYPES, av1.WANTED, conceals=False),
 }
 """Codecs whose headers are read; those of ``FOREIGN`` are decoded, because only decoders know their blocks' QP."""
 
@@ -122,12 +124,10 @@ def _read_headers(
         for index, packet in enumerate(decoding.packets(container, stream)):
             # The filter takes the packet's contents away: ask it first.
             position, shown = packet.pos, not packet.is_discard
-            try:
-                sections = trace.read(packet)
-            except av.error.FFmpegError:
-                unreadable += 1
-                continue
-            reader.read(sections, index, shown)
+            sections, whole = trace.read(packet)
+            unreadable += not whole
+            if whole or headers.conceals:
+                reader.read(sections, index, shown)
             if progress is not None and position is not None:
                 progress(min(position / size, 1.0))
     return reader.frames(), unreadable

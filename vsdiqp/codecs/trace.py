@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import av
+import av.error
 import av.logging
 from av.bitstream import BitStreamFilterContext
 
@@ -71,14 +72,17 @@ class HeaderTrace:
         self.initial = self._take()
         """Headers that the container keeps outside of packets (parameter sets, sequence header)."""
 
-    def read(self, packet: av.Packet) -> list[Section]:
-        """Return the headers in ``packet`` in order.
+    def read(self, packet: av.Packet) -> tuple[list[Section], bool]:
+        """Return the headers in ``packet`` in order, and whether FFmpeg could parse all of them.
 
-        Raises :class:`av.error.FFmpegError` when FFmpeg can make nothing of it.
+        Where it could not, the last header is the one it stumbled over and may lack elements.
         """
         self._lines.clear()
-        self._filter.filter(packet)
-        return self._take()
+        try:
+            self._filter.filter(packet)
+        except av.error.FFmpegError:
+            return self._take(), False
+        return self._take(), True
 
     def _take(self) -> list[Section]:
         sections: list[Section] = []
