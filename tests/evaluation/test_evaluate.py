@@ -71,6 +71,19 @@ def test_measures_are_the_frames_own() -> None:
     assert [s.change for s in scores[1:]] == pytest.approx([1.0] * 5, abs=1e-4)
 
 
+def test_restorers_make_every_frame_once() -> None:
+    clip = settle_colour(vs.core.std.BlankClip(width=64, height=48, format=vs.YUV420P8, length=30))
+    made: list[int] = []
+
+    def note(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
+        made.append(n)
+        return f
+
+    list(measure(clip, clip, clip.std.ModifyFrame(clip, note), Settings(ssim_every=0)))
+    # Two readers can ask for a frame in the same instant; without a cache there would be 60.
+    assert len(made) <= 33
+
+
 def test_pristine_clips_become_what_encoders_take() -> None:
     odd = vs.core.std.BlankClip(width=65, height=33, format=vs.RGB24, length=2)
     clip = prepare(odd)

@@ -13,7 +13,17 @@ import numpy as np
 from vsdiqp.errors import DiqpError
 from vsdiqp.evaluation.metrics import ClipScores, FrameScores, frame_scores_from_json, psnr, ssim, summarise
 from vsdiqp.evaluation.restorers import Method
-from vsdiqp.evaluation.video import Node, core, lockstep, open_video, plane, rgb_picture, settle_colour, to_rgb
+from vsdiqp.evaluation.video import (
+    Node,
+    core,
+    keep_frames,
+    lockstep,
+    open_video,
+    plane,
+    rgb_picture,
+    settle_colour,
+    to_rgb,
+)
 from vsdiqp.evaluation.vmaf import vmaf
 
 _SCORES_VERSION = 1  # raise when a metric's meaning changes: kept scores are then measured anew
@@ -182,6 +192,8 @@ def prepare(clip: Node) -> Node:
 def measure(source: Node, decoded: Node, restored: Node, settings: Settings) -> Iterator[FrameScores]:
     """Scores of every frame of `restored`, streaming: no more than a few frames are held."""
     previous = None
+    for clip in (source, decoded, restored):
+        keep_frames(clip)
     clips = (source, decoded, restored, to_rgb(source), to_rgb(restored))
     for n, (clean, damaged, frame, clean_rgb, frame_rgb) in enumerate(lockstep(*clips)):
         luma, clean_luma = plane(frame, 0), plane(clean, 0)

@@ -45,8 +45,8 @@ class Input:
 class Diqp:
     """``core.diqp.Restore`` with a shipped model's name or a checkpoint's path, and further arguments.
 
-    The argument ``qp`` is not a number here: ``"asked"`` (default) tells the filter the QP that was asked of the encoder,
-    ``"stream"`` lets it take each frame's own, which ``core.diqp.ReadQP`` has put on the clip.
+    The argument ``qp`` is not a number here: ``"asked"`` (default) tells the filter the QP that was asked of the
+    encoder, ``"stream"`` lets it take each frame's own, which ``core.diqp.ReadQP`` has put on the clip.
     """
 
     model: str
@@ -89,7 +89,8 @@ def parse_method(text: str) -> Method:
     """A method from its text on the command line.
 
     ``input``; ``diqp:MODEL`` with a shipped name or a path, and further filter arguments after commas
-    (``diqp:lite,strength=0.5``, ``diqp:lite,qp=stream``); ``closed-form`` or ``closed-form:FILE``; a classic filter's name.
+    (``diqp:lite,strength=0.5``, ``diqp:lite,qp=stream``); ``closed-form`` or ``closed-form:FILE``; a classic
+    filter's name.
     """
     from vsdiqp.evaluation import classics
 

@@ -92,6 +92,14 @@ def lockstep(*clips: Node) -> Iterator[tuple[Frame, ...]]:
     yield from zip(*(clip.frames(prefetch=_PREFETCH, backlog=_PREFETCH, close=True) for clip in clips), strict=True)
 
 
+def keep_frames(clip: Node) -> None:
+    """Makes the core keep the clip's latest frames, so that two readers in lockstep have each made only once.
+
+    The core's own guess is no cache where a clip has a single filter behind it, whatever else reads it.
+    """
+    core().std.SetVideoCache(clip, mode=1, fixedsize=1, maxsize=4 * _PREFETCH)
+
+
 def map_luma(clip: Node, function: Callable[[Picture, Picture, Picture], Picture]) -> Node:
     """A filter from a Python function of the luma of frames n-1, n, n+1 (ends repeated), which returns new luma.
 
