@@ -1,0 +1,258 @@
+"""How the QP in a frame's header relates to the damage in the frame, and which QP serves the filter best.
+
+With adaptive quantisation an encoder changes the QP from block to block, and only the header's is easy to read.
+
+    python scripts/measure_qp_offset.py relation [CLIP ...] --table relation.md
+    python scripts/measure_qp_offset.py restore [CLIP ...] --model lite --table restore.md
+
+``relation`` encodes each clip with x265 over rate factors, presets and kinds of adaptive quantisation, and compares
+three QPs of every frame: the header's; the mean over blocks, from the encoder's own log; and the equal-damage QP, which
+is the one at which an encode without adaptive quantisation has the same mean squared luma error.
+
+``restore`` filters such encodes with ``core.diqp.Restore`` at several ``qp_offset`` and gives the PSNR gained by each.
+
+Clips are anything FFmpeg reads, best lossless; without any, camera pans over scikit-image's photographs are used. A
+clip is cropped to its middle and played forth and back to get enough frames.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from vsdiqp.codecs import probe
+
+Pictures = list[NDArray[np.uint8]]
+"""4:2:0 frames as FFmpeg's packed planes: [height * 3 / 2, width]."""
+
+_RATE = 24
+_CONSTANT_QPS = (14, 18, 22, 26, 30, 34, 38, 42, 46)
+_RATE_FACTORS = (18.0, 23.0, 28.0, 33.0)
+_CASES = (
+    ("fast", ""),
+    ("medium", ""),
+    ("slow", ""),
+    ("medium", "aq-mode=0"),
+    ("medium", "aq-mode=0:cutree=0"),
+    ("medium", "cutree=0"),
+    ("medium", "aq-mode=1"),
+    ("medium", "aq-mode=3"),
+    ("medium", "aq-mode=4"),
+)
+"""Preset and what is changed of it; x265's defaults are aq-mode 2 with cutree."""
+
+
+@dataclass(frozen=True)
+class Encode:
+    """One stream with what its encoder logged, by frame in presentation order."""
+
+    path: Path
+    header: NDArray[np.float64]
+    blocks: NDArray[np.float64]
+    """Mean block QP."""
+    kinds: str
+    log_error: NDArray[np.float64]
+    """log2 of the mean squared luma error."""
+
+
+def encode(pictures: Pictures, folder: Path, preset: str, params: str) -> Encode:
+    """Encode ``pictures`` with x265 and measure the result."""
+    path, log = folder / "clip.mkv", folder / "log"
+    log.unlink(missing_ok=True)
+    quiet = f"log-level=none:pools=none:frame-threads=1:pass=1:slow-firstpass=1:stats={log}"
+    write_stream(path, pictures, {"preset": preset, "x265-params": f"{params}:{quiet}"})
+    scan = probe(path, use_cache=False)
+    header = np.array([frame.qp for frame in scan.frames], np.float64)
+    # At constant QP x265 logs nothing, and all blocks use the header's.
+    blocks = read_log(log) if log.exists() else header
+    error = [
+        np.mean((np.subtract(decoded, picture, dtype=np.float64)[: picture.shape[0] * 2 // 3]) ** 2)
+        for decoded, picture in zip(decode(path), pictures, strict=True)
+    ]
+    return Encode(
+        path,
+        header,
+        blocks,
+        "".join(frame.kind for frame in scan.frames),
+        np.log2(np.maximum(error, 1e-6)),
+    )
+
+
+def write_stream(path: Path, pictures: Pictures, options: dict[str, str]) -> None:
+    """Encode ``pictures``; x265 completes its log when the encoder is freed, at the end of this function."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=_RATE, options=options)
+        stream.height, stream.width = pictures[0].shape[0] * 2 // 3, pictures[0].shape[1]
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, _RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def read_log(log: Path) -> NDArray[np.float64]:
+    """Return the mean block QP of every frame, in presentation order, from x265's statistics of a first pass."""
+    lines = (dict(part.split(":", 1) for part in line.split() if ":" in part) for line in log.read_text().splitlines())
+    logged = sorted((int(fields["in"]), float(fields["q-aq"])) for fields in lines if "q-aq" in fields)
+    return np.array([qp for _, qp in logged])
+
+
+def decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of ``path`` as 8-bit 4:2:0."""
+    with av.open(str(path)) as container:
+        for frame in container.decode(container.streams.video[0]):
+            yield frame.to_ndarray(format="yuv420p")
+
+
+def equal_damage(frame: Encode, constant: list[Encode]) -> NDArray[np.float64]:
+    """For every frame the header QP at which the encodes of ``constant``, interpolated, have its error."""
+    header = np.array([one.header for one in constant])
+    error = np.array([one.log_error for one in constant])
+    found = []
+    for number, wanted in enumerate(frame.log_error):
+        rising = np.maximum.accumulate(error[:, number])
+        found.append(np.interp(wanted, rising, header[:, number], left=np.nan, right=np.nan))
+    return np.array(found)
+
+
+def load(source: Path | str, frames: int, width: int, height: int) -> Pictures:
+    """Return ``frames`` pictures of a clip, or of a pan over one of scikit-image's photographs (given by name)."""
+    if isinstance(source, Path):
+        whole = [crop(picture, width, height) for picture in decode(source)]
+    else:
+        whole = list(pan(source, frames, width, height))
+    there_and_back = whole + whole[-2:0:-1]
+    return [there_and_back[number % len(there_and_back)] for number in range(frames)]
+
+
+def crop(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Return the middle of a packed 4:2:0 picture."""
+    full_width, full_height = picture.shape[1], picture.shape[0] * 2 // 3
+    width, height = min(width, full_width) & ~15, min(height, full_height) & ~15
+    left, top = (full_width - width) // 4 * 2, (full_height - height) // 4 * 2
+    luma = picture[:full_height][top : top + height, left : left + width]
+    chroma = picture[full_height:].reshape(2, full_height // 2, full_width // 2)
+    chroma = chroma[:, top // 2 : (top + height) // 2, left // 2 : (left + width) // 2]
+    return np.concatenate([luma, chroma.reshape(height // 2, width)])
+
+
+def pan(photograph: str, frames: int, width: int, height: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield a slow camera move with subpixel steps over a photograph of scikit-image."""
+    from scipy.ndimage import map_coordinates
+    from skimage import data
+
+    image = getattr(data, photograph)()
+    image = np.stack([image] * 3, -1) if image.ndim == 2 else image[..., :3]
+    rows, columns = image.shape[0], image.shape[1]
+    height, width = min(height, rows - 24) & ~15, min(width, columns - 24) & ~15
+    for number in range(frames):
+        y, x = np.mgrid[:height, :width] + np.array([0.31, 0.43])[:, None, None] * number
+        moved = np.stack([map_coordinates(image[..., c], (y, x), order=3, mode="nearest") for c in range(3)], -1)
+        yield av.VideoFrame.from_ndarray(np.ascontiguousarray(moved), "rgb24").to_ndarray(format="yuv420p")
+
+
+def relation(clips: list[Path | str], frames: int, width: int, height: int, folder: Path) -> Iterator[str]:
+    """Yield a Markdown table: a line for each preset, kind of adaptive quantisation and rate factor."""
+    gathered: dict[tuple[str, str, float], list[tuple[Encode, NDArray[np.float64]]]] = {}
+    for clip in clips:
+        pictures = load(clip, frames, width, height)
+        constant = [encode(pictures, folder, "medium", f"qp={qp}") for qp in _CONSTANT_QPS]
+        for preset, more in _CASES:
+            for factor in _RATE_FACTORS:
+                done = encode(pictures, folder, preset, f"crf={factor:g}" + (f":{more}" if more else ""))
+                gathered.setdefault((preset, more, factor), []).append((done, equal_damage(done, constant)))
+        print(f"measured {clip}", file=sys.stderr)
+    yield "| preset | changed | CRF | header | blocks - header | equal damage - header | I | P | B | by clip |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for (preset, more, factor), encodes in gathered.items():
+        header = np.concatenate([one.header for one, _ in encodes])
+        blocks = np.concatenate([one.blocks for one, _ in encodes]) - header
+        damage = np.concatenate([equal for _, equal in encodes]) - header
+        kinds = np.array(list("".join(one.kinds for one, _ in encodes).upper()))
+        by_kind = " | ".join(_signed(damage[kinds == kind]) for kind in "IPB")
+        by_clip = ", ".join(_signed(equal - one.header) for one, equal in encodes)
+        yield (
+            f"| {preset} | {more or 'defaults'} | {factor:g} | {header.mean():.1f} | {_signed(blocks)} | "
+            f"{_signed(damage)} | {by_kind} | {by_clip} |"
+        )
+
+
+def restore(
+    clips: list[Path | str], frames: int, width: int, height: int, folder: Path, model: str, offsets: list[float]
+) -> Iterator[str]:
+    """Yield a Markdown table of the luma PSNR gained over the decoded frames at every offset, in dB."""
+    import vapoursynth
+
+    core: Any = vapoursynth.core
+    yield "| clip | CRF | PSNR | " + " | ".join(f"{offset:+g}" for offset in offsets) + " |"
+    yield "|---|---|---|" + "---|" * len(offsets)
+    for clip in clips:
+        pictures = load(clip, frames, width, height)
+        luma_rows = pictures[0].shape[0] * 2 // 3
+        for factor in _RATE_FACTORS:
+            done = encode(pictures, folder, "medium", f"crf={factor:g}")
+            source = core.diqp.ReadQP(core.bs.VideoSource(str(done.path), cachemode=0), str(done.path))
+
+            def psnr(node: Any, pictures: Pictures = pictures, luma_rows: int = luma_rows) -> float:
+                errors = [
+                    np.mean((np.asarray(frame[0], np.float64) - picture[:luma_rows]) ** 2)
+                    for frame, picture in zip(node.frames(), pictures, strict=True)
+                ]
+                return float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-6))))
+
+            before = psnr(source)
+            gains = [psnr(core.diqp.Restore(source, model=model, qp_offset=offset)) - before for offset in offsets]
+            best = max(gains)
+            cells = (f"**{gain:+.3f}**" if gain == best else f"{gain:+.3f}" for gain in gains)
+            name = clip if isinstance(clip, str) else clip.stem
+            yield f"| {name} | {factor:g} | {before:.2f} | {' | '.join(cells)} |"
+
+
+def _signed(values: NDArray[np.float64]) -> str:
+    values = values[np.isfinite(values)]
+    return f"{values.mean():+.1f}" if values.size else "-"
+
+
+def clip_or_name(text: str) -> Path | str:
+    """Return the path of a file, and anything else as it is."""
+    return Path(text) if Path(text).exists() else text
+
+
+def main() -> None:
+    """Run the measurement that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("measurement", choices=("relation", "restore"))
+    parser.add_argument(
+        "clips", type=clip_or_name, nargs="*", help="lossless clips, or names of scikit-image's photographs"
+    )
+    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--size", default="384x224", metavar="WxH")
+    parser.add_argument("--model", default="lite", help="of Restore")
+    parser.add_argument("--offsets", type=float, nargs="+", default=[-8, -6, -4, -2, 0, 2, 4], help="qp_offset tried")
+    parser.add_argument("--table", type=Path, help="where to write the table; default stdout")
+    args = parser.parse_args()
+    clips: list[Path | str] = args.clips or ["astronaut", "coffee", "chelsea", "camera"]
+    width, height = (int(side) for side in args.size.split("x"))
+    with tempfile.TemporaryDirectory() as folder:
+        measure: Callable[..., Iterator[str]] = relation
+        more: tuple[Any, ...] = ()
+        if args.measurement == "restore":
+            measure, more = restore, (args.model, args.offsets)
+        table = "\n".join(measure(clips, args.frames, width, height, Path(folder), *more)) + "\n"
+    if args.table is None:
+        print(table, end="")
+    else:
+        args.table.write_text(table, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
