@@ -13,7 +13,7 @@ from vsdiqp.cli import main
 from vsdiqp.errors import DiqpError
 from vsdiqp.evaluation import vmaf
 from vsdiqp.evaluation.evaluate import Reference, Settings, evaluate, measure, prepare
-from vsdiqp.evaluation.restorers import Input
+from vsdiqp.evaluation.restorers import Input, parse_method
 from vsdiqp.evaluation.video import lockstep, settle_colour
 
 pytestmark = pytest.mark.skipif(not hasattr(vs.core, "bs"), reason="needs vapoursynth-bestsource")
@@ -102,6 +102,25 @@ def test_doing_nothing_gains_exactly_nothing(codec: str, tmp_path: Path) -> None
     assert before.frames == after.frames
     assert before.scores.y_psnr < 50
     assert (before.scores.across, before.scores.within) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(vs.core, "diqp"), reason="the plugin diqp is not loaded")
+def test_the_filter_is_measured_through_the_plugin(tmp_path: Path) -> None:
+    import torch
+
+    from vsdiqp.network import DiQP, DiQPConfig, save_checkpoint
+
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 4, "depths": (1, 1, 1), "heads": (1, 1, 1), "look_around": (), "look_ahead": ()}
+    save_checkpoint(DiQP(DiQPConfig(**sizes, location="continuous", tile=64)), tmp_path / "net.safetensors")
+    model = f"diqp:{tmp_path / 'net.safetensors'}"
+    methods = [Input(), *(parse_method(model + extra) for extra in (",strength=0.0", "", ",qp=stream"))]
+    clip = write_clip(tmp_path / "clip.mkv")
+    before, off, asked, stream = evaluate([clip], {"hevc": [40]}, methods, tmp_path / "out", Settings(ssim_every=0))
+    assert off.frames == before.frames
+    # An untrained network spoils the picture: what is measured is its output.
+    assert max(asked.scores.y_psnr, stream.scores.y_psnr) < before.scores.y_psnr
 
 
 @pytest.mark.slow
