@@ -115,7 +115,7 @@ setup(
             ],
             extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
             # The core closes plugins at exit, when threads may still be on their way out of this one.
-            extra_link_args=["-Wl,-z,nodelete"],
+            extra_link_args=["-Wl,-z,nodelete", "-Wl,-z,defs"],
             language="c++",
         )
     ],

@@ -7,6 +7,7 @@ frames and :meth:`Engine.close` when the filter is freed; :func:`read_qp` and :f
 Importing this module is cheap; torch comes with the first :func:`create`.
 """
 
+import contextlib
 import ctypes
 import importlib
 import importlib.metadata
@@ -15,6 +16,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -96,9 +98,14 @@ class Engine:
         self._threads.run(lambda: self._restore(prepared))
 
     def close(self) -> None:
-        """Free the restorer once the runs it is at are done."""
+        """Have the restorer freed; nothing may be asked of the engine any more.
+
+        Does not wait: the garbage collector may free a filter in any thread, the one that would do the work included.
+        A restorer that is made later is made after it.
+        """
         threads, shared = self._threads, shared_thread()
-        shared.run(self._restorer.close)
+        with contextlib.suppress(DiqpError):
+            shared.submit(self._restorer.close).add_done_callback(_log_failure)
         if threads is not shared:
             threads.stop()
 
@@ -194,9 +201,19 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def _log_failure(future: Future[None]) -> None:
+    error = future.exception()
+    if error is not None:
+        log.error("closing the engine", exc_info=error)
+
+
 def _make_restorer(settings: Settings, clip: ClipFormat) -> Restorer:
     module, _, name = os.environ.get(RESTORER_HOOK, "vsdiqp.restorer:Restorer").partition(":")
-    return cast(Restorer, getattr(importlib.import_module(module), name)(settings, clip))
+    try:
+        restorer = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise DiqpError(f"the engine cannot be loaded ({error}): install it again with pip install vsdiqp") from error
+    return cast(Restorer, restorer(settings, clip))
 
 
 def _sample_dtype(clip: ClipFormat) -> np.dtype[Any]:

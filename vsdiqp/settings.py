@@ -37,21 +37,25 @@ class QpRule:
         they have none. The QP is the mean of the three plus ``offset``, clamped to the scale. Raises
         :class:`DiqpError` naming the frame when a property is missing or a QP is not on the scale.
         """
+        qps = [self._own(index, qp) for index, qp in zip(indices, stated, strict=True)]
         scale = self._scale(indices[0], codec)
-        total = 0.0
-        for index, qp in zip(indices, stated, strict=True):
-            value = qp if self.qps is None else self.qps[index if len(self.qps) > 1 else 0]
-            if value is None:
-                raise DiqpError(
-                    f"frame {index} has no property _QP: give qp=, or put core.diqp.ReadQP(clip, path) right after the "
-                    "source filter"
-                )
+        for index, qp in zip(indices, qps, strict=True):
             try:
-                total += scale.check(value)
+                scale.check(qp)
             except DiqpError as error:
                 hint = "" if self.codec or codec else f"; without codec= and _Codec, {scale.codec} is assumed"
                 raise DiqpError(f"frame {index}: {error}{hint}") from None
-        return scale.clamp(total / len(indices) + self.offset), scale.codec
+        return scale.clamp(sum(qps) / len(qps) + self.offset), scale.codec
+
+    def _own(self, index: int, stated: float | None) -> float:
+        if self.qps is not None:
+            return self.qps[index if len(self.qps) > 1 else 0]
+        if stated is None:
+            raise DiqpError(
+                f"frame {index} has no property _QP: give qp=, or put core.diqp.ReadQP(clip, path) right after the "
+                "source filter"
+            )
+        return stated
 
     def _scale(self, index: int, codec: str) -> QpScale:
         name = self.codec or codec

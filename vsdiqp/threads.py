@@ -35,12 +35,16 @@ class EngineThreads:
 
     def run[Result](self, work: Callable[[], Result]) -> Result:
         """Return what ``work`` returns, or raise what it raises; waits without the GIL."""
+        return self.submit(work).result()
+
+    def submit[Result](self, work: Callable[[], Result]) -> "Future[Result]":
+        """Queue ``work``, first come, first served; raises :class:`DiqpError` once the threads are stopped."""
         future: Future[Result] = Future()
         with self._lock:
             if self._stopped:
                 raise DiqpError("Python is shutting down")
             self._jobs.put((work, future))
-        return future.result()
+        return future
 
     def stop(self) -> None:
         """End the threads after the jobs they are at; jobs that still wait fail."""

@@ -45,8 +45,7 @@ py::Object arguments_dict(const VSMap *map, const VSAPI *api) {
 Engine::Engine(const VSMap *arguments, const VSVideoInfo &clip, const VSAPI *api)
     : api_(api), planes_(clip.format.numPlanes) {
     const py::Gil gil;
-    py::Object engine =
-        py::import("vsdiqp.host").attribute("create").call(py::tuple(arguments_dict(arguments, api), clip_dict(clip)));
+    py::Object engine = py::host_function("create").call(py::tuple(arguments_dict(arguments, api), clip_dict(clip)));
     look_ahead_ = static_cast<int>(engine.attribute("look_ahead").as_integer());
     // Last, so that the member is never destroyed without the GIL because something above has thrown.
     engine_ = std::move(engine);

@@ -26,7 +26,7 @@ void VS_CC version(const VSMap *, VSMap *out, void *, VSCore *, const VSAPI *api
         add_text(out, "vapoursynth_api", std::to_string(vapoursynth >> 16) + "." + std::to_string(vapoursynth & 0xffff),
                  api);
         const py::Gil gil;
-        const py::Object pairs = py::import("vsdiqp.host").attribute("version_pairs").call(py::tuple());
+        const py::Object pairs = py::host_function("version_pairs").call(py::tuple());
         for (std::ptrdiff_t i = 0; i < pairs.size(); ++i) {
             const py::Object pair = pairs.item(i);
             add_text(out, pair.item(0).as_text().c_str(), pair.item(1).as_text(), api);

@@ -146,8 +146,12 @@ std::string Object::as_text() const {
     return {characters, static_cast<std::size_t>(size)};
 }
 
-Object import(const char *module) {
-    return Object::own(Api::get().PyImport_ImportModule(module));
+Object host_function(const char *name) {
+    PyObject *host = Api::get().PyImport_ImportModule("vsdiqp.host");
+    if (!host)
+        throw Error("the Python package vsdiqp cannot be imported here (" + raised() +
+                    "): install it for the Python that runs the script, with pip install vsdiqp");
+    return Object::own(host).attribute(name);
 }
 
 Object boolean(bool value) {

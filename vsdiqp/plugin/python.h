@@ -109,7 +109,8 @@ class Object {
     PyObject *object_ = nullptr;
 };
 
-Object import(const char *module);
+/// The function `name` of vsdiqp.host; the Error says how to get the package where it is missing.
+Object host_function(const char *name);
 Object boolean(bool value);
 Object integer(long long value);
 Object real(double value);

@@ -24,7 +24,7 @@ struct ReadQp {
 void read_qps(const VSMap *in, int frames, ReadQp &result, const VSAPI *api) {
     const py::Gil gil;
     const py::Object answer =
-        py::import("vsdiqp.host").attribute("read_qp").call(py::tuple(arguments_dict(in, api), py::integer(frames)));
+        py::host_function("read_qp").call(py::tuple(arguments_dict(in, api), py::integer(frames)));
     result.codec = answer.item(0).as_text();
     const py::Object qps = answer.item(1);
     if (qps.size() != frames)

@@ -1,0 +1,155 @@
+"""Restorers that stand in for the real one, so that what the plugin asks of it can be seen without a network."""
+
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vsdiqp.clip import ClipFormat, Planes, Run, Settings
+from vsdiqp.errors import DiqpError
+
+
+def number_of(planes: Planes) -> int:
+    """The frame number that ``plugin_support.numbered`` writes into every sample of the first plane."""
+    return int(planes[0][0, 0])
+
+
+class Recorder:
+    """Adds one to every sample of the first plane, copies the others, and records each run."""
+
+    runs: ClassVar[list[dict[str, Any]]] = []
+    made: ClassVar[list["Recorder"]] = []
+    threads: ClassVar[set[str]] = set()
+
+    def __init__(self, settings: Settings, clip: ClipFormat) -> None:
+        self.settings = settings
+        self.clip = clip
+        self.look_ahead = 0 if settings.look_ahead is None else settings.look_ahead
+        self.closed = threading.Event()
+        Recorder.made.append(self)
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.runs.clear()
+        cls.made.clear()
+        cls.threads.clear()
+
+    def restore(self, run: Run) -> None:
+        Recorder.threads.add(threading.current_thread().name)
+        Recorder.runs.append(
+            {
+                "frames": [number_of(planes) for planes in run.frames],
+                "ahead": number_of(run.ahead),
+                "targets": [target is not None for target in run.targets],
+                "colour": run.colour,
+                "qp": run.qp,
+                "codec": run.codec,
+                "middle": run.middle,
+            }
+        )
+        for source, target in zip(run.frames, run.targets, strict=True):
+            if target is not None:
+                for old, new in zip(source, target, strict=True):
+                    np.copyto(new, old)
+                target[0][...] += 1
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Mixer(Recorder):
+    """Makes each result depend on every frame of the run, so that a wrong one anywhere changes pixels."""
+
+    def restore(self, run: Run) -> None:
+        total = sum((3**i) * planes[0].astype(np.int64) for i, planes in enumerate((*run.frames, run.ahead)))
+        for i, (source, target) in enumerate(zip(run.frames, run.targets, strict=True)):
+            if target is not None:
+                target[0][...] = (7 * source[0] + 5 * total + i + run.middle) % 251
+                for old, new in zip(source[1:], target[1:], strict=True):
+                    np.copyto(new, old)
+
+
+class Slow(Recorder):
+    """Takes its time and uses two threads at once."""
+
+    concurrency = 2
+
+    def restore(self, run: Run) -> None:
+        time.sleep(0.02)
+        super().restore(run)
+
+
+class Fails(Recorder):
+    """Fails on the runs whose middle frame is in ``bad``, with the error given there."""
+
+    bad: ClassVar[dict[int, BaseException]] = {}
+
+    def restore(self, run: Run) -> None:
+        super().restore(run)
+        if run.middle in Fails.bad:
+            raise Fails.bad[run.middle]
+
+
+class Refuses:
+    """Cannot be made."""
+
+    def __init__(self, settings: Settings, clip: ClipFormat) -> None:
+        raise DiqpError(f"no model {settings.model!r}: give another one")
+
+
+class Prints(Recorder):
+    """Prints to stdout, as libraries do."""
+
+    def restore(self, run: Run) -> None:
+        print("a word from the engine")
+        sys.stdout.write("another\n")
+        super().restore(run)
+
+
+class Sleeps(Recorder):
+    """Works long enough to be interrupted by the end of the program."""
+
+    def restore(self, run: Run) -> None:
+        time.sleep(float(os.environ.get("STANDIN_SLEEP", "0.05")))
+        super().restore(run)
+
+
+class Logs(Recorder):
+    """Appends each run to the file that STANDIN_LOG names: for tests that run in other processes."""
+
+    def restore(self, run: Run) -> None:
+        super().restore(run)
+        with open(os.environ["STANDIN_LOG"], "a", encoding="utf-8") as log:
+            log.write(json.dumps({key: value for key, value in Recorder.runs[-1].items() if key != "colour"}) + "\n")
+
+
+class Overwrites(Recorder):
+    """Tries to write to a source frame."""
+
+    refused: ClassVar[bool] = False
+
+    def restore(self, run: Run) -> None:
+        super().restore(run)
+        try:
+            run.frames[0][0][...] = 99
+        except ValueError:
+            Overwrites.refused = True
+
+
+class OnlyHevc(Recorder):
+    """Is made for one codec."""
+
+    codecs = ("hevc",)
+
+
+class Collects(Recorder):
+    """Runs the garbage collector, as any allocation may."""
+
+    def restore(self, run: Run) -> None:
+        gc.collect()
+        super().restore(run)
