@@ -113,7 +113,7 @@ setup(
                 ("DIQP_VERSION_MAJOR", major),
                 ("DIQP_VERSION_MINOR", minor),
             ],
-            extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            extra_compile_args=["-std=c++17", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"],
             # The core closes plugins at exit, when threads may still be on their way out of this one.
             extra_link_args=["-Wl,-z,nodelete", "-Wl,-z,defs"],
             language="c++",
