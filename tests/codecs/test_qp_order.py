@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import av.error
 import pytest
-from conftest import FRAMES, remux
+from qp_streams import FRAMES, remux
 
 from vsdiqp.codecs import frame_qps, probe
 from vsdiqp.codecs.decoding import packets

@@ -52,7 +52,7 @@ def test_absent_files_and_folders_are_errors(tmp_path: Path) -> None:
 
 
 def test_a_codec_without_qp_is_refused_with_the_ones_that_have(tmp_path: Path) -> None:
-    from conftest import encode
+    from qp_streams import encode
 
     path = encode(tmp_path / "clip.mkv", "ffv1", {})
     with pytest.raises(DiqpError, match=r"ffv1.*hevc, av1, h264, vp9"):

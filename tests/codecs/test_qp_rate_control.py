@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import FRAMES, X265_QUIET, encode
+from qp_streams import FRAMES, X265_QUIET, encode
 
 from vsdiqp.codecs import probe
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FRAMES, HEIGHT, WIDTH, scene
+from qp_streams import FRAMES, HEIGHT, WIDTH, scene
 
 from vsdiqp.cli import main
 from vsdiqp.codecs import probe

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import FRAMES, SVT_QUIET, X265_QUIET, encode, encode_libaom
+from qp_streams import FRAMES, SVT_QUIET, X265_QUIET, encode, encode_libaom
 
 from vsdiqp.codecs import probe, read_qps
 
