@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from stand_ins import Zero, clip_format, colour, make_run
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.stand_ins import Zero, clip_format, colour, make_run
 from vsdiqp.clip import ClipFormat, Settings
 from vsdiqp.restorer import Restorer, memory_bound
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from stand_ins import clip_format, colour, make_run, noise
 
+from tests.stand_ins import clip_format, colour, make_run, noise
 from vsdiqp.context import Thumbnailer, thumbnails
 from vsdiqp.planes import FrameMap
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from stand_ins import clip_format, colour, dtype, empty, noise, same_bits, shapes
 
+from tests.stand_ins import clip_format, colour, dtype, empty, noise, same_bits, shapes
 from vsdiqp.errors import DiqpError
 from vsdiqp.planes import ChromaAxis, FrameMap, rgb_to_yuv
 

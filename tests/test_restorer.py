@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from stand_ins import Blur, Constant, PlaceBias, Zero, clip_format, colour, empty, make_run, noise, same_bits
 
+from tests.stand_ins import Blur, Constant, PlaceBias, Zero, clip_format, colour, empty, make_run, noise, same_bits
 from vsdiqp.clip import Run, Settings
 from vsdiqp.errors import DiqpError
 from vsdiqp.restorer import Restorer

@@ -97,21 +97,24 @@ def test_strips_put_together_are_the_whole_picture(width, height, tile, overlap,
     assert seen == height
 
 
-@pytest.mark.parametrize(("length", "side"), [(1080, 512), (1920, 512), (700, 512), (256, 512), (2160, 256), (16, 64)])
-def test_the_best_side_computes_no_more_than_the_largest(length, side):
-    best = tiles.best_side(length, side, 32, 64, 8)
-    assert best % 64 == 0
-    assert best <= side
+@settings(deadline=None, max_examples=40)
+@given(st.integers(16, 2500), st.integers(16, 2500), st.sampled_from([128, 256, 512]), st.sampled_from([8, 64]))
+def test_the_best_tile_computes_no_more_than_the_square_one_and_stays_near_its_size(width, height, side, align):
+    best = tiles.best_tile(width, height, side, 32, 64, align)
 
-    def computed(chosen):
-        axis = tiles.plan(length, 64, (chosen, 64), 32, 64, 8).columns
-        return len(axis.starts) * axis.side
+    def computed(tile):
+        plan = tiles.plan(width, height, tile, 32, 64, align)
+        return plan.count * plan.columns.side * plan.rows.side
 
-    assert computed(best) <= computed(side)
+    assert best[0] % 64 == best[1] % 64 == 0
+    assert best[0] * best[1] <= 2 * side * side
+    assert max(best) <= 2 * side
+    assert computed(best) <= computed((side, side))
 
 
-def test_1080_rows_take_three_tiles_of_384_instead_of_512():
-    assert tiles.best_side(1080, 512, 32, 64, 8) == 384
+def test_the_best_tile_of_a_full_hd_frame():
+    plan = tiles.plan(1920, 1080, tiles.best_tile(1920, 1080, 512, 32, 64, 8), 32, 64, 8)
+    assert plan.count * plan.columns.side * plan.rows.side < 1.15 * 1920 * 1080
 
 
 @pytest.mark.parametrize(

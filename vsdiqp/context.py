@@ -5,15 +5,13 @@ runs, on purpose: with T = 50 a look-ahead frame comes back as the MIDDLE frame 
 at, so a cache would hold full of thumbnails and never be asked for one.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vsdiqp.clip import Planes, Run
-from vsdiqp.planes import FrameMap
+from vsdiqp.planes import FrameMap, identity
 
 _CUBIC: float = -0.75
 """The free parameter of the bicubic kernel that the released networks were trained with."""
@@ -62,11 +60,10 @@ def thumbnails(
 
     Zero-sized (1,3,2,0,0) where the network doesn't ask for them. A frame that appears twice is shrunk once.
     """
-    made: dict[Any, Tensor] = {}
+    made: dict[tuple[int, ...], Tensor] = {}
 
     def shrink(planes: Planes) -> Tensor:
-        # Addresses identify frames for as long as the run holds all of them, and no longer.
-        key = tuple(plane.__array_interface__["data"][0] for plane in planes)
+        key = identity(planes)
         if key not in made:
             made[key] = thumbnailer.shrink(frames, planes)
         return made[key]
@@ -92,14 +89,14 @@ def _taps(length: int, size: int, device: torch.device | str) -> tuple[NDArray[n
     base = np.floor(centre)
     fraction = centre - base
     positions = np.clip(base.astype(np.int64) + np.arange(-1, 3)[:, None], 0, length - 1)
-    weights = _cubic(np.abs(fraction - np.arange(-1, 3)[:, None]))
+    weights = cubic(np.abs(fraction - np.arange(-1, 3)[:, None]))
     needed = np.unique(positions)
     indices = np.searchsorted(needed, positions)
     return needed, torch.from_numpy(indices).to(device), torch.from_numpy(weights.astype(np.float32)).to(device)
 
 
-def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' cubic convolution kernel for distances 0..2."""
+def cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' cubic convolution kernel for distances 0..2, with the parameter of the released networks."""
     a = _CUBIC
     near = ((a + 2.0) * distance - (a + 3.0)) * distance * distance + 1.0
     far = ((a * distance - 5.0 * a) * distance + 8.0 * a) * distance - 4.0 * a

@@ -35,7 +35,7 @@ _KR_KB: Final = {
 
 _YCGCO: Final = 8
 
-_WILD: Final = 4.0
+WILD: Final = 4.0
 """Float samples are read no further from zero than this, which keeps the arithmetic finite whatever a clip holds."""
 
 
@@ -165,7 +165,7 @@ def _extend(tensor: Tensor, dim: int, before: int, after: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Code:
+class Code:
     """How the code values of one plane mean numbers: ``value = (code - zero) / scale``."""
 
     zero: float
@@ -178,6 +178,9 @@ class FrameMap:
     ``network_colour`` is "rgb" (R, G, B in 0..1, the input limited to that) or "ycbcr" (Y in 0..1, Cb and Cr centred
     at 0.5, 4:4:4, in the clip's own matrix; of an RGB clip BT.709's). A GRAY clip is R = G = B, or Y with neutral
     chroma. Integer samples may lie outside the nominal range; "ycbcr" networks see them as they are.
+
+    ``codes`` (a plane each), ``peak`` (largest code), ``x`` and ``y`` (chroma axes), ``to_network`` (3 x planes),
+    ``to_clip`` (planes x 3), ``bias`` and ``limits`` are the numbers it computes with, for those who do it elsewhere.
     """
 
     def __init__(
@@ -191,8 +194,8 @@ class FrameMap:
         self.width, self.height = clip.width, clip.height
         self._device = torch.device(device)
         self._integer = clip.sample_type == "integer"
-        self._peak = float(2**clip.bits - 1)
-        self._codes = _codes(clip, colour.full_range)
+        self.peak = float(2**clip.bits - 1)
+        self.codes = _codes(clip, colour.full_range)
         self._subsampled = clip.family == "YUV" and clip.subsampling_w + clip.subsampling_h > 0
         factor_w, factor_h = (1 << clip.subsampling_w, 1 << clip.subsampling_h) if clip.family == "YUV" else (1, 1)
         if clip.width % factor_w or clip.height % factor_h:
@@ -202,26 +205,26 @@ class FrameMap:
             )
         across = 0.0 if colour.chroma_location in (0, 2, 4) else (factor_w - 1) / 2
         down = {0: (factor_h - 1) / 2, 1: (factor_h - 1) / 2, 2: 0.0, 3: 0.0}.get(colour.chroma_location, factor_h - 1)
-        self._x = ChromaAxis(factor_w, across, clip.width // factor_w)
-        self._y = ChromaAxis(factor_h, down, clip.height // factor_h)
+        self.x = ChromaAxis(factor_w, across, clip.width // factor_w)
+        self.y = ChromaAxis(factor_h, down, clip.height // factor_h)
 
-        to_network, to_clip = _matrices(clip.family, colour.matrix, network_colour)
-        self._mix, self._unmix = to_network, to_clip
+        self.to_network, self.to_clip = _matrices(clip.family, colour.matrix, network_colour)
         self._identity = clip.family == "YUV" and network_colour == "ycbcr"
-        self._bias = (0.0, 0.5, 0.5) if network_colour == "ycbcr" else (0.0, 0.0, 0.0)
-        # Integer samples lie a little beyond the nominal range at most; only wild floats reach the second limits.
-        self._limits = (0.0, 1.0) if network_colour == "rgb" else (-0.125, 1.125)
-        self._limited = network_colour == "rgb" or not self._integer
+        self.bias = (0.0, 0.5, 0.5) if network_colour == "ycbcr" else (0.0, 0.0, 0.0)
+        self.limits = (0.0, 1.0)
+        if network_colour == "ycbcr":
+            # Integer samples lie a little beyond the nominal range at most; only wild floats reach these.
+            self.limits = (-math.inf, math.inf) if self._integer else (-0.125, 1.125)
 
     @property
     def margin(self) -> int:
         """Rows of residual beyond the rows written that ``add`` needs, where the frame has them."""
-        return self._y.reach
+        return self.y.reach
 
     @property
     def row_step(self) -> int:
         """Rows are written in multiples of this."""
-        return self._y.factor
+        return self.y.factor
 
     def read(self, planes: Planes, left: int, top: int, out: Tensor) -> None:
         """Fill ``out`` (3,h,w fp32) with the network colours at ``left``, ``top``; the frame's edge goes on."""
@@ -230,11 +233,11 @@ class FrameMap:
         native = inside if self._identity else out.new_empty((len(planes), height, width))
         for index, plane in enumerate(planes):
             if index and self._subsampled:
-                x0, x1, _, _ = self._x.window(left, left + width)
-                y0, y1, _, _ = self._y.window(top, top + height)
+                x0, x1, _, _ = self.x.window(left, left + width)
+                y0, y1, _, _ = self.y.window(top, top + height)
                 chroma = self._decode(plane[y0:y1, x0:x1], index)
-                chroma = self._x.expand(chroma, 1, left, left + width)
-                native[index].copy_(self._y.expand(chroma, 0, top, top + height))
+                chroma = self.x.expand(chroma, 1, left, left + width)
+                native[index].copy_(self.y.expand(chroma, 0, top, top + height))
             else:
                 self._decode(plane[top : top + height, left : left + width], index, native[index])
         self._to_network(native, inside)
@@ -246,8 +249,8 @@ class FrameMap:
         native = torch.empty((len(planes), len(rows), len(columns)), device=self._device)
         for index, plane in enumerate(planes):
             if index and self._subsampled:
-                y0, y1, fy = self._y.interpolation(rows)
-                x0, x1, fx = self._x.interpolation(columns)
+                y0, y1, fy = self.y.interpolation(rows)
+                x0, x1, fx = self.x.interpolation(columns)
                 ys, xs = np.union1d(y0, y1), np.union1d(x0, x1)
                 chroma = self._decode(plane[np.ix_(ys, xs)], index)
                 chroma = _between(chroma, 1, np.searchsorted(xs, x0), np.searchsorted(xs, x1), fx.to(self._device))
@@ -271,12 +274,12 @@ class FrameMap:
         residual = residual[:, around - first : stop + self.margin - first]
         rows = residual.narrow(1, start - around, stop - start)
         for index, (old, new) in enumerate(zip(source, target, strict=True)):
-            gain = self._codes[index].scale * strength
+            gain = self.codes[index].scale * strength
             if index and self._subsampled:
-                low, high = start // self._y.factor, stop // self._y.factor
+                low, high = start // self.y.factor, stop // self.y.factor
                 change = self._combine(residual, index)
-                change = self._y.reduce(change, 0, around, low, high)
-                change = self._x.reduce(change, 1, 0, 0, self._x.length)
+                change = self.y.reduce(change, 0, around, low, high)
+                change = self.x.reduce(change, 1, 0, 0, self.x.length)
                 self._encode(old[low:high], new[low:high], change, gain)
             else:
                 self._encode(old[start:stop], new[start:stop], self._combine(rows, index), gain)
@@ -284,26 +287,26 @@ class FrameMap:
     def _decode(self, samples: NDArray[Any], index: int, out: Tensor | None = None) -> Tensor:
         """Code values to numbers, biased already where they are network colours as they stand."""
         out = _load(samples, self._device, out)
-        code = self._codes[index]
+        code = self.codes[index]
         if self._integer:
             out.sub_(code.zero).mul_(1.0 / code.scale)
         else:
-            out.nan_to_num_(0.0, _WILD, -_WILD).clamp_(-_WILD, _WILD)
-        if self._identity and self._bias[index]:
-            out.add_(self._bias[index])
+            out.nan_to_num_(0.0, WILD, -WILD).clamp_(-WILD, WILD)
+        if self._identity and self.bias[index]:
+            out.add_(self.bias[index])
         return out
 
     def _to_network(self, native: Tensor, out: Tensor) -> None:
         if not self._identity:
-            for channel, (weights, bias) in enumerate(zip(self._mix, self._bias, strict=True)):
+            for channel, (weights, bias) in enumerate(zip(self.to_network, self.bias, strict=True)):
                 _weigh(native, weights, out[channel])
                 if bias:
                     out[channel].add_(bias)
-        if self._limited:
-            out.clamp_(*self._limits)
+        if math.isfinite(self.limits[0]):
+            out.clamp_(*self.limits)
 
     def _combine(self, residual: Tensor, index: int) -> Tensor:
-        weights = self._unmix[index]
+        weights = self.to_clip[index]
         nonzero = np.flatnonzero(weights)
         if len(nonzero) == 1 and weights[nonzero[0]] == 1.0:
             return residual[nonzero[0]]
@@ -312,11 +315,16 @@ class FrameMap:
     def _encode(self, old: NDArray[Any], new: NDArray[Any], change: Tensor, gain: float) -> None:
         value = _load(old, self._device)
         if self._integer:
-            value.add_(change, alpha=gain).add_(0.5).floor_().clamp_(0.0, self._peak)
+            value.add_(change, alpha=gain).add_(0.5).floor_().clamp_(0.0, self.peak)
         else:
             # Adding +0.0 would turn -0.0 into +0.0: untouched samples stay as they are, to the bit.
             value = torch.where(change == 0.0, value, value.add(change, alpha=gain))
         _store(value, new)
+
+
+def identity(planes: Planes) -> tuple[int, ...]:
+    """What tells frames apart for as long as all of them are held: where their planes lie."""
+    return tuple(plane.__array_interface__["data"][0] for plane in planes)
 
 
 @lru_cache(maxsize=8)
@@ -327,16 +335,16 @@ def frame_map(
     return FrameMap(clip, colour, network_colour, device)
 
 
-def _codes(clip: ClipFormat, full_range: bool) -> tuple[_Code, ...]:
+def _codes(clip: ClipFormat, full_range: bool) -> tuple[Code, ...]:
     planes = 1 if clip.family == "GRAY" else 3
     if clip.sample_type == "float":
-        return (_Code(0.0, 1.0),) * planes
+        return (Code(0.0, 1.0),) * planes
     step = 2.0 ** (clip.bits - 8)
     peak = 2.0**clip.bits - 1.0
-    level = _Code(0.0, peak) if full_range else _Code(16.0 * step, 219.0 * step)
+    level = Code(0.0, peak) if full_range else Code(16.0 * step, 219.0 * step)
     if clip.family != "YUV":
         return (level,) * planes
-    chroma = _Code(128.0 * step, peak if full_range else 224.0 * step)
+    chroma = Code(128.0 * step, peak if full_range else 224.0 * step)
     return level, chroma, chroma
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from vsdiqp import tiles
-from vsdiqp.backends import MODULES, open_backend
+from vsdiqp.backends import choose, free_tiles, open_backend
 from vsdiqp.backends.base import Backend, Network, NetworkConfig, Task
 from vsdiqp.clip import ClipFormat, Run, Settings
 from vsdiqp.errors import DiqpError
@@ -43,11 +43,13 @@ class Restorer:
         """T: frames between a group's last frame and its look-ahead frame. 0: the group's own last frame."""
         self.codecs = config.codecs
         """Codecs that the network was trained for."""
-        self.plan = _plan(settings, clip, config)
+        backend = choose(settings.backend)
+        self.plan = _plan(settings, clip, config, free_tiles(backend))
+        """Where the tiles lie."""
         self._backend: Backend | None = None
         if settings.strength > 0.0:
             self._backend = open_backend(
-                settings.backend,
+                backend,
                 Task(network, clip, self.plan, settings.strength, settings.precision, settings.batch, settings.device),
             )
         _log.info("%s", self.describe())
@@ -96,8 +98,6 @@ def memory_bound(clip: ClipFormat, plan: tiles.TilePlan) -> int:
 def _check(settings: Settings, clip: ClipFormat) -> None:
     if not 0.0 <= settings.strength <= 1.0:
         raise DiqpError(f"strength is {settings.strength}; it may be 0 (no change) to 1 (all of it)")
-    if settings.backend != "auto" and settings.backend not in MODULES:
-        raise DiqpError(f"backend is {settings.backend!r}; it may be 'auto' or one of {', '.join(sorted(MODULES))}")
     if settings.precision not in PRECISIONS:
         raise DiqpError(f"precision is {settings.precision!r}; it may be one of {', '.join(PRECISIONS)}")
     if settings.batch is not None and settings.batch < 1:
@@ -132,15 +132,14 @@ def _look_ahead(settings: Settings, config: NetworkConfig) -> int:
     return config.look_ahead_frames if asked is None else asked
 
 
-def _plan(settings: Settings, clip: ClipFormat, config: NetworkConfig) -> tiles.TilePlan:
+def _plan(settings: Settings, clip: ClipFormat, config: NetworkConfig, free: bool) -> tiles.TilePlan:
     multiple, align = config.multiple, config.align
     size = (clip.width, clip.height)
     if settings.tile is not None:
         tile = settings.tile
-    elif config.max_size is None:
+    elif free and config.max_size is None:
         overlap = config.overlap if settings.overlap is None else settings.overlap
-        best = [tiles.best_side(length, config.tile, overlap, multiple, align) for length in size]
-        tile = (best[0], best[1])
+        tile = tiles.best_tile(*size, config.tile, overlap, multiple, align)
     else:
         # Networks with location tables were trained with tiles and thumbnails of one size: leave them at it.
         tile = (config.tile, config.tile)

@@ -29,8 +29,8 @@ def available() -> list[str]:
     return [name for name in MODULES if unavailable(name) is None]
 
 
-def open_backend(name: str, task: Task) -> Backend:
-    """Open a backend by name; "auto" takes the first that can run and logs one line with the reasons.
+def choose(name: str) -> str:
+    """The backend that a name means here; "auto" is the first that can run, and logs one line with the reasons.
 
     Raises DiqpError when there is no such backend or it can't run here.
     """
@@ -40,19 +40,27 @@ def open_backend(name: str, task: Task) -> Backend:
         reason = unavailable(name)
         if reason is not None:
             raise DiqpError(f"backend {name!r} can't run here: {reason}; backend='auto' takes the best that can")
-        return _open(name, task)
+        return name
     reasons: list[str] = []
     for candidate in MODULES:
         reason = unavailable(candidate)
         if reason is None:
-            backend = _open(candidate, task)
             _log.info("backend %s%s", candidate, "".join(f"; not {reason}" for reason in reasons))
-            return backend
+            return candidate
         reasons.append(f"{candidate}: {reason}")
     raise DiqpError("no backend can run here: " + "; ".join(reasons))
 
 
-def _open(name: str, task: Task) -> Backend:
+def free_tiles(name: str) -> bool:
+    """Whether the backend runs tiles of any allowed size equally well, so that they may be fitted to the frame.
+
+    A module says so with ``FREE_TILES = True``; others build something for one size and want the network's own.
+    """
+    return bool(getattr(_load(name), "FREE_TILES", False))
+
+
+def open_backend(name: str, task: Task) -> Backend:
+    """Open a backend that `choose` gave. Raises DiqpError."""
     return cast(Backend, import_module(MODULES[name]).open_backend(task))
 
 

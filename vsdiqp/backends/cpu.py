@@ -13,10 +13,13 @@ from vsdiqp.backends.base import Task
 from vsdiqp.clip import Run
 from vsdiqp.context import Thumbnailer, thumbnails
 from vsdiqp.errors import DiqpError
-from vsdiqp.planes import FrameMap, frame_map
+from vsdiqp.planes import FrameMap, frame_map, identity
 from vsdiqp.tiles import Canvas
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+FREE_TILES = True
+"""See `vsdiqp.backends.free_tiles`."""
 
 THREADS_VARIABLE = "VSDIQP_THREADS"
 """Environment variable with the number of threads of one operation; unset leaves torch's own choice."""
@@ -102,13 +105,13 @@ class TorchBackend:
 
     @staticmethod
     def _cut(run: Run, frames: FrameMap, left: int, top: int, tile: Tensor, ahead_tile: Tensor) -> None:
-        seen: dict[int, int] = {}
+        seen: dict[tuple[int, ...], int] = {}
         for index, planes in enumerate(run.frames):
-            if id(planes) in seen:
-                tile[0, :, index] = tile[0, :, seen[id(planes)]]
+            before = seen.setdefault(identity(planes), index)
+            if before < index:
+                tile[0, :, index] = tile[0, :, before]
             else:
                 frames.read(planes, left, top, tile[0, :, index])
-                seen[id(planes)] = index
         if ahead_tile.numel():
             ahead_tile[0, :, 0] = tile[0, :, 2]
             frames.read(run.ahead, left, top, ahead_tile[0, :, 1])

@@ -28,28 +28,27 @@ class ColourNumbers(NamedTuple):
 def colour_numbers(clip: ClipFormat, colour: FrameColour, network_colour: str) -> ColourNumbers:
     """What `FrameMap` computes with. Raises DiqpError as it does."""
     frames = FrameMap(clip, colour, network_colour)
-    codes = frames._codes
     return ColourNumbers(
-        tuple(code.zero for code in codes),
-        tuple(code.scale for code in codes),
-        frames._mix,
-        frames._unmix,
-        frames._bias,
-        frames._limits if frames._limited else (-np.inf, np.inf),
-        planes._WILD,
-        frames._peak,
+        tuple(code.zero for code in frames.codes),
+        tuple(code.scale for code in frames.codes),
+        frames.to_network,
+        frames.to_clip,
+        frames.bias,
+        frames.limits,
+        planes.WILD,
+        frames.peak,
     )
 
 
 def chroma_site(clip: ClipFormat, colour: FrameColour) -> tuple[float, float]:
     """Position of chroma sample (0, 0) on the luma grid: x, y."""
     frames = FrameMap(clip, colour, "ycbcr")
-    return frames._x.offset, frames._y.offset
+    return frames.x.offset, frames.y.offset
 
 
 def cubic_taps(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """For each of ``size`` results along an axis: the first of four positions read, and the four weights (size, 4)."""
     centre = (np.arange(size) + 0.5) * (length / size) - 0.5
     base = np.floor(centre)
-    weights = context._cubic(np.abs((centre - base)[:, None] - np.arange(-1, 3)))
+    weights = context.cubic(np.abs((centre - base)[:, None] - np.arange(-1, 3)))
     return base.astype(np.int64) - 1, weights
