@@ -24,11 +24,13 @@ def test_x265_with_slices_and_a_pps_that_carries_the_qp(tmp_path: Path) -> None:
     assert read_qps(path) == [33] * FRAMES
 
 
-@pytest.mark.parametrize("structure", ["pred-struct=1", "pred-struct=2"])
+@pytest.mark.parametrize(
+    "structure", ["pred-struct=1", "pred-struct=2", "superres-mode=1:superres-denom=13", "tile-columns=1:tile-rows=1"]
+)
 def test_svt_av1(tmp_path: Path, structure: str) -> None:
     # SVT-AV1's crf counts quarters of base_q_idx; with these offsets every layer of the pyramid uses the same.
     params = f"{SVT_QUIET}:rc=0:crf=40:aq-mode=0:use-fixed-qindex-offsets=1:{structure}"
-    path = encode(tmp_path / "clip.mkv", "libsvtav1", {"preset": "9", "svtav1-params": params})
+    path = encode(tmp_path / "clip.mkv", "libsvtav1", {"preset": "9", "svtav1-params": params}, width=192, height=160)
     assert read_qps(path) == [160] * FRAMES
 
 

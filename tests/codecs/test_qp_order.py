@@ -1,5 +1,6 @@
 """Frames come out in the order, and in the number, in which decoders and source filters deliver them."""
 
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -114,6 +115,23 @@ def test_files_that_break_off(streams: Streams, tmp_path: Path, name: str) -> No
     shown = source_types(path)
     assert 0 < len(shown) < FRAMES
     assert len(frame_qps(str(path), len(shown))[1]) == len(shown)
+
+
+@pytest.mark.parametrize("name", ["open.hevc", "open.ts"])
+def test_frames_that_damage_made_undecodable_are_left_out(streams: Streams, tmp_path: Path, name: str) -> None:
+    data = streams(name).read_bytes()
+    rng = random.Random(2)
+    lost = 0
+    for number in range(4):
+        damaged = bytearray(data)
+        for _ in range(8):
+            damaged[rng.randrange(len(data) // 4, len(data) * 3 // 4)] ^= 1 << rng.randrange(8)
+        path = tmp_path / f"{number}_{name}"
+        path.write_bytes(damaged)
+        shown = source_types(path)
+        assert len(frame_qps(str(path), len(shown))[1]) == len(shown)
+        lost += FRAMES - len(shown)
+    assert lost > 0
 
 
 def test_a_trimmed_clip_takes_its_part(streams: Streams) -> None:

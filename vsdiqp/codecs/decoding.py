@@ -10,6 +10,7 @@ import numpy as np
 from av.sidedata.encparams import VideoEncParams
 
 from vsdiqp.codecs.frames import CodedFrame
+from vsdiqp.codecs.progress import Progress, report
 
 _UUID_BYTES = 16
 """Unregistered user data begins with a UUID (H.265 annex D.3.7), the text follows."""
@@ -63,7 +64,10 @@ def _decode(context: av.VideoCodecContext, packet: av.Packet | None) -> Iterator
 
 
 def in_decoder_order(
-    frames: list[tuple[int, CodedFrame]], container: av.container.InputContainer, stream: av.VideoStream
+    frames: list[tuple[int, CodedFrame]],
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    progress: Progress | None = None,
 ) -> list[CodedFrame]:
     """Return those of ``frames``, (packet index, frame), that the decoder outputs, in the order it does."""
     by_packet = {
@@ -71,7 +75,8 @@ def in_decoder_order(
         for index, group in groupby(sorted(frames, key=lambda item: item[0]), key=lambda item: item[0])
     }
     ordered: list[CodedFrame] = []
-    for index, _, _ in decoded(container, stream):
+    for index, position, _ in decoded(container, stream):
+        report(progress, position, container.size)
         left = by_packet.get(index)
         if left:
             ordered.append(left.pop(0))

@@ -15,6 +15,12 @@ _INTERVAL = 0.5
 """Seconds between two updates."""
 
 
+def report(progress: Progress | None, position: int | None, size: int) -> None:
+    """Call ``progress`` for byte ``position`` of a file of ``size`` bytes, when both are known."""
+    if progress is not None and position is not None and size > 0:
+        progress(min(max(position / size, 0.0), 1.0))
+
+
 class StderrProgress:
     """Shows how far the scan of ``name`` is once it has taken a while; on a terminal in place, else line by line."""
 

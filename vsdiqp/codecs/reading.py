@@ -9,6 +9,9 @@ from vsdiqp.codecs.progress import Progress, StderrProgress
 from vsdiqp.codecs.scan import Order, scan_file
 from vsdiqp.errors import DiqpError
 
+_FEW_FRAMES, _FEW_PERCENT = 16, 5
+"""When no more frames than this are missing from a clip, damage may be why, and the file is worth decoding."""
+
 
 def probe(
     path: str | os.PathLike[str],
@@ -59,7 +62,8 @@ def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int]]:
     also end early. Raises :class:`DiqpError` naming both numbers when they do not fit.
     """
     result = probe(path)
-    if offset == 0 and len(result.qps) != frames:
+    missing = len(result.qps) - frames
+    if offset == 0 and 0 < missing <= max(_FEW_FRAMES, len(result.qps) * _FEW_PERCENT // 100):
         # A decoder passes over what it cannot make sense of in a damaged file, and source filters count what is left.
         result = probe(path, order="decoder")
     held = len(result.qps)

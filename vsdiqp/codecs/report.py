@@ -44,12 +44,14 @@ def summary(path: Path, scan: Scan) -> dict[str, Any]:
 
 def text(path: Path, scan: Scan) -> str:
     """Return the summary as lines for a terminal."""
+    scale = CODECS[scan.codec]
+    mapped = "" if scan.stream_codec == scan.codec else f", from the mean over the blocks of {scan.stream_codec}"
     lines = [
         str(path),
         f"  codec       {' '.join(filter(None, (scan.stream_codec, scan.profile)))}, {scan.bits} bit",
         f"  size        {scan.width}x{scan.height}, {len(scan.frames)} frames",
         f"  encoder     {scan.encoder or 'not said in the stream'}",
-        f"  QP scale    {CODECS[scan.codec].title}, {CODECS[scan.codec].low} to {CODECS[scan.codec].high}",
+        f"  QP scale    {scale.title}, {scale.low} to {scale.high}{mapped}",
         "  type   frames   min    mean   max",
     ]
     lines += [
@@ -103,7 +105,7 @@ def write_plot(path: Path, scan: Scan, title: str) -> None:
             label = f"{kind} ({len(numbers)})"
             axes.scatter(numbers, [scan.qps[number] for number in numbers], s=6, color=colour, label=label, zorder=2)
     axes.set_xlabel("frame")
-    axes.set_ylabel(CODECS[scan.codec].title, wrap=True)
+    axes.set_ylabel(CODECS[scan.codec].title)
     axes.set_title(title)
     axes.margins(x=0.01)
     axes.grid(axis="y", color="0.92")

@@ -1,9 +1,9 @@
 """The QP scales the networks are trained on, and how other codecs' quantisers are put on them.
 
-HEVC's QP is logarithmic: the quantiser step doubles every 6 (H.265, 8.6.4.2: levelScale). Its luma range is
--QpBdOffset..51, with QpBdOffset = 6 * (bit depth - 8): a 10-bit stream can use QP -12. Whatever the depth, one QP is
-about one amount of damage relative to the full range, because the offset cancels the finer samples. QPs below 0 are
-nearly lossless and no network has seen any, so readers clamp them to 0.
+HEVC's QP, 26 + init_qp_minus26 + slice_qp_delta (H.265, 7.4.7.1), is logarithmic: the quantiser step doubles every 6
+(8.6.4.2: levelScale). Its luma range is -QpBdOffset..51, with QpBdOffset = 6 * (bit depth - 8): a 10-bit stream can use
+QP -12. Whatever the depth, one QP is about one amount of damage relative to the full range, because the offset cancels
+the finer samples. QPs below 0 are nearly lossless and no network has seen any, so readers clamp them to 0.
 
 AV1's base_q_idx is an index 0..255 into a table of steps (AV1 specification, 7.12.2), the same for every depth in
 relative terms; 0 may mean lossless.
@@ -46,7 +46,7 @@ class QpScale:
 CODECS: dict[str, QpScale] = {
     scale.codec: scale
     for scale in (
-        QpScale("hevc", "HEVC's QP (26 + init_qp_minus26 + slice_qp_delta)", 0, 51),
+        QpScale("hevc", "HEVC's QP", 0, 51),
         QpScale("av1", "AV1's base_q_idx", 0, 255),
     )
 }

@@ -11,7 +11,7 @@ from av.video.frame import PictureType
 
 from vsdiqp.codecs import av1, decoding, hevc
 from vsdiqp.codecs.frames import CodedFrame, Scan
-from vsdiqp.codecs.progress import Progress
+from vsdiqp.codecs.progress import Progress, report
 from vsdiqp.codecs.scales import FOREIGN, ForeignScale, scale_of
 from vsdiqp.codecs.trace import HeaderTrace, Section, tracing
 from vsdiqp.errors import DiqpError
@@ -84,7 +84,7 @@ def scan_file(path: Path, progress: Progress | None = None, order: Order = "head
             }
         if order == "decoder" and stream_codec in _HEADERS:
             with _open(path) as container:
-                frames = decoding.in_decoder_order(numbered, container, container.streams.video[0])
+                frames = decoding.in_decoder_order(numbered, container, container.streams.video[0], progress)
                 qps = [frame.qp for frame in frames]
         with _open(path) as container:
             encoder = decoding.signature(container, container.streams.video[0])
@@ -117,7 +117,6 @@ def _read_headers(
     """Return (packet index, frame) in output order, and the number of packets that could not be parsed."""
     reader = headers.reader()
     unreadable = 0
-    size = max(container.size, 1)
     with tracing() as lines:
         trace = HeaderTrace(stream, lines, headers.unit_types, headers.wanted)
         reader.read(trace.initial, -1, False)
@@ -128,8 +127,7 @@ def _read_headers(
             unreadable += not whole
             if whole or headers.conceals:
                 reader.read(sections, index, shown)
-            if progress is not None and position is not None:
-                progress(min(position / size, 1.0))
+            report(progress, position, container.size)
     return reader.frames(), unreadable
 
 
@@ -139,17 +137,16 @@ def _read_blocks(
     """Return the frames and, for each, its mean block QP on the scale of ``foreign.codec``."""
     frames: list[CodedFrame] = []
     qps: list[float] = []
-    size = max(container.size, 1)
     quantiser: float | None = None
     for _, position, frame in decoding.decoded(container, stream):
         # A frame that is shown again, or one that is all concealment, has no blocks of its own.
-        quantiser = decoding.block_quantiser(frame) or quantiser
+        found = decoding.block_quantiser(frame)
+        quantiser = quantiser if found is None else found
         if quantiser is None:
             raise DiqpError("the decoder says nothing of the first frame's quantiser: give Restore a qp")
         bits = frame.format.components[0].bits
         kind = _KINDS.get(PictureType(frame.pict_type), "P")
         frames.append(CodedFrame(round(quantiser), kind, frame.key_frame))
         qps.append(foreign.convert(quantiser, bits))
-        if progress is not None and position is not None:
-            progress(min(position / size, 1.0))
+        report(progress, position, container.size)
     return frames, qps
