@@ -299,3 +299,35 @@ def test_the_number_of_threads_can_be_set_from_outside(monkeypatch):
     restore(Zero(), clip_format(), colour())
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_real_network_gives_what_calling_it_by_hand_gives(precision):
+    from vsdiqp.network import DiQP, DiQPConfig
+
+    torch.manual_seed(1)
+    config = DiQPConfig(
+        name="small", embed_dim=4, depths=(1, 1, 1, 1, 1), heads=(1, 1, 1, 1, 1), look_around=(4, 4), look_ahead=(4, 4)
+    )
+    network = DiQP(config).prepare()
+    clip = clip_format("RGB", 32, size=(96, 64), sample_type="float", frames=40)
+    job = make_run(clip, colour("RGB"), middle=7)
+    restorer = Restorer(dataclasses.replace(FP32, precision=precision), clip, network)
+    restorer.restore(job)
+    assert restorer.look_ahead == 50
+
+    frames = [torch.stack([torch.from_numpy(p.copy()) for p in f]) for f in (*job.frames, job.ahead)]
+    tile = torch.stack(frames[:3], 1)[None]
+    location, decay = network.locate(job.qp, job.codec, job.middle, clip.frames, 0, 0, 96, 64, 64, 96)
+    with torch.inference_mode():
+        expected = network(
+            tile,
+            tile[:, :, [0, 2]],
+            torch.stack(frames[2:], 1)[None],
+            torch.stack(frames[2:], 1)[None],
+            location.view(6, 1, 1),
+            torch.full((1, 1, 1, 1, 1), decay),
+        )
+    assert (expected - tile).abs().max() > 0.01
+    for index, target in enumerate(job.targets):
+        np.testing.assert_allclose(np.stack(target), expected[0, :, index], atol=2e-5 if precision == "fp32" else 2e-2)
