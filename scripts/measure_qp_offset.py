@@ -2,12 +2,12 @@
 
 With adaptive quantisation an encoder changes the QP from block to block, and only the header's is easy to read.
 
-    python scripts/measure_qp_offset.py relation [CLIP ...] --table relation.md
+    python scripts/measure_qp_offset.py relation [CLIP ...] --encoder x265 --table relation.md
     python scripts/measure_qp_offset.py restore [CLIP ...] --model lite --table restore.md
 
-``relation`` encodes each clip with x265 over rate factors, presets and kinds of adaptive quantisation, and compares
-three QPs of every frame: the header's; the mean over blocks, from the encoder's own log; and the equal-damage QP, which
-is the one at which an encode without adaptive quantisation has the same mean squared luma error.
+``relation`` encodes each clip over rate factors, presets and kinds of adaptive quantisation, and compares three QPs of
+every frame: the header's; the mean over blocks, from x265's own log; and the equal-damage QP, which is the one at which
+an encode without adaptive quantisation has the same mean squared luma error.
 
 ``restore`` filters such encodes with ``core.diqp.Restore`` at several ``qp_offset`` and gives the PSNR gained by each.
 
@@ -34,20 +34,57 @@ Pictures = list[NDArray[np.uint8]]
 """4:2:0 frames as FFmpeg's packed planes: [height * 3 / 2, width]."""
 
 _RATE = 24
-_CONSTANT_QPS = (14, 18, 22, 26, 30, 34, 38, 42, 46)
-_RATE_FACTORS = (18.0, 23.0, 28.0, 33.0)
-_CASES = (
-    ("fast", ""),
-    ("medium", ""),
-    ("slow", ""),
-    ("medium", "aq-mode=0"),
-    ("medium", "aq-mode=0:cutree=0"),
-    ("medium", "cutree=0"),
-    ("medium", "aq-mode=1"),
-    ("medium", "aq-mode=3"),
-    ("medium", "aq-mode=4"),
-)
-"""Preset and what is changed of it; x265's defaults are aq-mode 2 with cutree."""
+_LOG_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How an encoder is driven, and what is tried with it."""
+
+    name: str
+    params: str
+    """Name of the option that carries its parameters."""
+    quiet: str
+    constant: tuple[str, ...]
+    """Parameters that give every block of a frame the header's QP, over the range of QPs."""
+    factors: tuple[str, ...]
+    """Parameters of rate control by constant quality."""
+    cases: tuple[tuple[str, str], ...]
+    """Preset and what is changed of it; the first is the one that ``constant`` uses and ``restore`` tries."""
+    logs_blocks: bool
+
+
+_ENCODERS = {
+    "x265": Encoder(
+        "libx265",
+        "x265-params",
+        "log-level=none:pools=none:frame-threads=1",
+        tuple(f"qp={qp}" for qp in range(14, 50, 4)),
+        ("crf=18", "crf=23", "crf=28", "crf=33"),
+        (
+            ("medium", ""),
+            ("fast", ""),
+            ("slow", ""),
+            ("medium", "aq-mode=0"),
+            ("medium", "aq-mode=0:cutree=0"),
+            ("medium", "cutree=0"),
+            ("medium", "aq-mode=1"),
+            ("medium", "aq-mode=3"),
+            ("medium", "aq-mode=4"),
+        ),
+        logs_blocks=True,
+    ),
+    "svt-av1": Encoder(
+        "libsvtav1",
+        "svtav1-params",
+        "lp=1",
+        tuple(f"aq-mode=0:crf={factor}" for factor in (8, 16, 24, 32, 40, 48, 56, 63)),
+        ("crf=25", "crf=35", "crf=45", "crf=55"),
+        (("8", ""), ("6", ""), ("8", "aq-mode=0"), ("8", "aq-mode=1"), ("8", "enable-variance-boost=1")),
+        logs_blocks=False,
+    ),
+}
+"""x265's defaults are aq-mode 2 with cutree, SVT-AV1's aq-mode 2, which is its kind of cutree."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +100,12 @@ class Encode:
     """log2 of the mean squared luma error."""
 
 
-def encode(pictures: Pictures, folder: Path, preset: str, params: str) -> Encode:
-    """Encode ``pictures`` with x265 and measure the result."""
+def encode(pictures: Pictures, folder: Path, encoder: Encoder, preset: str, params: str) -> Encode:
+    """Encode ``pictures`` and measure the result."""
     path, log = folder / "clip.mkv", folder / "log"
     log.unlink(missing_ok=True)
-    quiet = f"log-level=none:pools=none:frame-threads=1:pass=1:slow-firstpass=1:stats={log}"
-    write_stream(path, pictures, {"preset": preset, "x265-params": f"{params}:{quiet}"})
+    logged = f"pass=1:slow-firstpass=1:stats={log}" if encoder.logs_blocks else ""
+    write_stream(path, pictures, encoder, preset, ":".join(filter(None, (params, logged, encoder.quiet))))
     scan = probe(path, use_cache=False)
     header = np.array([frame.qp for frame in scan.frames], np.float64)
     # At constant QP x265 logs nothing, and all blocks use the header's.
@@ -77,19 +114,14 @@ def encode(pictures: Pictures, folder: Path, preset: str, params: str) -> Encode
         np.mean((np.subtract(decoded, picture, dtype=np.float64)[: picture.shape[0] * 2 // 3]) ** 2)
         for decoded, picture in zip(decode(path), pictures, strict=True)
     ]
-    return Encode(
-        path,
-        header,
-        blocks,
-        "".join(frame.kind for frame in scan.frames),
-        np.log2(np.maximum(error, 1e-6)),
-    )
+    kinds = "".join(frame.kind for frame in scan.frames).upper()
+    return Encode(path, header, blocks, kinds, np.log2(np.maximum(error, _LOG_FLOOR)))
 
 
-def write_stream(path: Path, pictures: Pictures, options: dict[str, str]) -> None:
+def write_stream(path: Path, pictures: Pictures, encoder: Encoder, preset: str, params: str) -> None:
     """Encode ``pictures``; x265 completes its log when the encoder is freed, at the end of this function."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx265", rate=_RATE, options=options)
+        stream = container.add_stream(encoder.name, rate=_RATE, options={"preset": preset, encoder.params: params})
         stream.height, stream.width = pictures[0].shape[0] * 2 // 3, pictures[0].shape[1]
         stream.pix_fmt = "yuv420p"
         for number, picture in enumerate(pictures):
@@ -160,46 +192,55 @@ def pan(photograph: str, frames: int, width: int, height: int) -> Iterator[NDArr
         yield av.VideoFrame.from_ndarray(np.ascontiguousarray(moved), "rgb24").to_ndarray(format="yuv420p")
 
 
-def relation(clips: list[Path | str], frames: int, width: int, height: int, folder: Path) -> Iterator[str]:
+def relation(
+    clips: list[Path | str], encoder: Encoder, frames: int, width: int, height: int, folder: Path
+) -> Iterator[str]:
     """Yield a Markdown table: a line for each preset, kind of adaptive quantisation and rate factor."""
-    gathered: dict[tuple[str, str, float], list[tuple[Encode, NDArray[np.float64]]]] = {}
+    gathered: dict[tuple[str, str, str], list[tuple[Encode, NDArray[np.float64]]]] = {}
     for clip in clips:
         pictures = load(clip, frames, width, height)
-        constant = [encode(pictures, folder, "medium", f"qp={qp}") for qp in _CONSTANT_QPS]
-        for preset, more in _CASES:
-            for factor in _RATE_FACTORS:
-                done = encode(pictures, folder, preset, f"crf={factor:g}" + (f":{more}" if more else ""))
+        constant = [encode(pictures, folder, encoder, encoder.cases[0][0], params) for params in encoder.constant]
+        for preset, more in encoder.cases:
+            for factor in encoder.factors:
+                done = encode(pictures, folder, encoder, preset, f"{factor}:{more}" if more else factor)
                 gathered.setdefault((preset, more, factor), []).append((done, equal_damage(done, constant)))
         print(f"measured {clip}", file=sys.stderr)
-    yield "| preset | changed | CRF | header | blocks - header | equal damage - header | I | P | B | by clip |"
+    yield "| preset | changed | rate | header | blocks - header | equal damage - header | I | P | B | by clip |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for (preset, more, factor), encodes in gathered.items():
         header = np.concatenate([one.header for one, _ in encodes])
         blocks = np.concatenate([one.blocks for one, _ in encodes]) - header
         damage = np.concatenate([equal for _, equal in encodes]) - header
-        kinds = np.array(list("".join(one.kinds for one, _ in encodes).upper()))
+        kinds = np.array(list("".join(one.kinds for one, _ in encodes)))
         by_kind = " | ".join(_signed(damage[kinds == kind]) for kind in "IPB")
         by_clip = ", ".join(_signed(equal - one.header) for one, equal in encodes)
         yield (
-            f"| {preset} | {more or 'defaults'} | {factor:g} | {header.mean():.1f} | {_signed(blocks)} | "
-            f"{_signed(damage)} | {by_kind} | {by_clip} |"
+            f"| {preset} | {more or 'defaults'} | {factor} | {header.mean():.1f} | "
+            f"{_signed(blocks) if encoder.logs_blocks else '-'} | {_signed(damage)} | {by_kind} | {by_clip} |"
         )
 
 
 def restore(
-    clips: list[Path | str], frames: int, width: int, height: int, folder: Path, model: str, offsets: list[float]
+    clips: list[Path | str],
+    encoder: Encoder,
+    frames: int,
+    width: int,
+    height: int,
+    folder: Path,
+    model: str,
+    offsets: list[float],
 ) -> Iterator[str]:
     """Yield a Markdown table of the luma PSNR gained over the decoded frames at every offset, in dB."""
     import vapoursynth
 
     core: Any = vapoursynth.core
-    yield "| clip | CRF | PSNR | " + " | ".join(f"{offset:+g}" for offset in offsets) + " |"
+    yield "| clip | rate | PSNR | " + " | ".join(f"{offset:+g}" for offset in offsets) + " |"
     yield "|---|---|---|" + "---|" * len(offsets)
     for clip in clips:
         pictures = load(clip, frames, width, height)
         luma_rows = pictures[0].shape[0] * 2 // 3
-        for factor in _RATE_FACTORS:
-            done = encode(pictures, folder, "medium", f"crf={factor:g}")
+        for factor in encoder.factors:
+            done = encode(pictures, folder, encoder, encoder.cases[0][0], factor)
             source = core.diqp.ReadQP(core.bs.VideoSource(str(done.path), cachemode=0), str(done.path))
 
             def psnr(node: Any, pictures: Pictures = pictures, luma_rows: int = luma_rows) -> float:
@@ -207,14 +248,14 @@ def restore(
                     np.mean((np.asarray(frame[0], np.float64) - picture[:luma_rows]) ** 2)
                     for frame, picture in zip(node.frames(), pictures, strict=True)
                 ]
-                return float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-6))))
+                return float(np.mean(10 * np.log10(255**2 / np.maximum(errors, _LOG_FLOOR))))
 
             before = psnr(source)
             gains = [psnr(core.diqp.Restore(source, model=model, qp_offset=offset)) - before for offset in offsets]
             best = max(gains)
             cells = (f"**{gain:+.3f}**" if gain == best else f"{gain:+.3f}" for gain in gains)
             name = clip if isinstance(clip, str) else clip.stem
-            yield f"| {name} | {factor:g} | {before:.2f} | {' | '.join(cells)} |"
+            yield f"| {name} | {factor} | {before:.2f} | {' | '.join(cells)} |"
 
 
 def _signed(values: NDArray[np.float64]) -> str:
@@ -234,6 +275,7 @@ def main() -> None:
     parser.add_argument(
         "clips", type=clip_or_name, nargs="*", help="lossless clips, or names of scikit-image's photographs"
     )
+    parser.add_argument("--encoder", choices=tuple(_ENCODERS), default="x265")
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--size", default="384x224", metavar="WxH")
     parser.add_argument("--model", default="lite", help="of Restore")
@@ -247,7 +289,9 @@ def main() -> None:
         more: tuple[Any, ...] = ()
         if args.measurement == "restore":
             measure, more = restore, (args.model, args.offsets)
-        table = "\n".join(measure(clips, args.frames, width, height, Path(folder), *more)) + "\n"
+        table = (
+            "\n".join(measure(clips, _ENCODERS[args.encoder], args.frames, width, height, Path(folder), *more)) + "\n"
+        )
     if args.table is None:
         print(table, end="")
     else:
