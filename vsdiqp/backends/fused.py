@@ -1,0 +1,304 @@
+"""The network with its blocks replaced by the Triton kernels of `vsdiqp.kernels.blocks`, and convolutions padded for
+tensor cores.
+
+`fuse` rewrites a prepared `DiQP` in place. Weights are folded, reordered and padded once, in fp64, and rounded once:
+LayerNorm into the projection behind it, the attention scale into the queries, heads to a multiple of 16 channels,
+everything else to multiples of 16 (8 for convolutions).
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor, nn
+
+from vsdiqp.kernels import blocks
+from vsdiqp.network.config import FRAMES
+from vsdiqp.network.diqp import DiQP
+from vsdiqp.network.lewin import LeWinBlock, Stage
+from vsdiqp.network.packing import PackedConv, PackedUpsample
+from vsdiqp.network.stem import PixelHead, PixelStem
+
+CHANNELS = 16
+"""Channels of maps are padded to multiples of this: a row starts on a 32-byte line in half precision."""
+CONVOLUTION = 8
+"""Channels of convolutions: what tensor cores need in half precision."""
+NARROW = 128
+"""Outputs up to which the feed-forward's last projection joins the depthwise kernel; wider ones spill registers."""
+HEAD_SIZES = ((16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32))
+"""Padded head dimensions as two powers of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Block sizes of the matrix kernel; the defaults are chosen by arithmetic, not yet measured on a GPU."""
+
+    rows: int = 128
+    outputs: int = 128
+    inputs: int = 64
+    group: int = 8
+    warps: int = 8
+    stages: int = 3
+
+
+TUNING = Tuning()
+
+
+def pad(value: int, multiple: int = CHANNELS) -> int:
+    """Rounded up to a multiple."""
+    return -(-value // multiple) * multiple
+
+
+def _place(source: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``source`` in the low corner of zeros of a larger shape."""
+    target = source.new_zeros(shape)
+    target[tuple(slice(n) for n in source.shape)] = source
+    return target
+
+
+class FusedBlock(nn.Module):
+    """A LeWin block over padded maps, five launches (four where the map is narrow)."""
+
+    qkv_weight: Tensor
+    qkv_sums: Tensor
+    qkv_bias: Tensor
+    bias: Tensor
+    proj_weight: Tensor
+    proj_bias: Tensor
+    expand_weight: Tensor
+    expand_sums: Tensor
+    expand_bias: Tensor
+    depthwise_weight: Tensor
+    depthwise_bias: Tensor
+    contract_weight: Tensor
+    contract_bias: Tensor
+
+    def __init__(self, block: LeWinBlock, dtype: torch.dtype):
+        super().__init__()
+        attention, feed = block.attn, block.ffn
+        width, heads = attention.proj.in_features, attention.heads
+        size = width // heads
+        self.width, self.heads, self.shift = width, heads, block.shift
+        self.size_a, self.size_b = next(pair for pair in HEAD_SIZES if sum(pair) >= size)
+        self.hidden = feed.expand.out_features // FRAMES
+        wide, head, hidden = pad(width), self.size_a + self.size_b, pad(self.hidden)
+        self.padded, self.padded_hidden = wide, hidden
+
+        def heads_apart(rows: Tensor) -> Tensor:
+            """(k, heads * size, ...) -> (k * heads * padded head, ...)."""
+            apart = rows.reshape(len(rows), heads, size, *rows.shape[2:])
+            return _place(apart, (*apart.shape[:2], head, *apart.shape[3:])).flatten(0, 2)
+
+        def frames_apart(rows: Tensor) -> Tensor:
+            """Hidden channels (c, f) -> (f, padded c): a frame's channels become neighbours."""
+            apart = rows.reshape(self.hidden, FRAMES, *rows.shape[1:]).transpose(0, 1)
+            return _place(apart, (FRAMES, hidden, *apart.shape[2:])).flatten(0, 1)
+
+        scale = size**-0.5
+        qkv = torch.stack([attention.to_q.weight.double() * scale, *attention.to_kv.weight.double().chunk(2)])
+        qkv_bias = torch.stack([attention.to_q.bias.double() * scale, *attention.to_kv.bias.double().chunk(2)])
+        self._norm_linear("qkv", block.norm1, heads_apart(qkv), heads_apart(qkv_bias), wide, dtype)
+        expand, expand_bias = feed.expand.weight.double(), feed.expand.bias.double()
+        self._norm_linear("expand", block.norm2, frames_apart(expand), frames_apart(expand_bias), wide, dtype)
+
+        proj = heads_apart(attention.proj.weight.double().T[None]).T
+        self._store("proj_weight", _place(proj, (wide, heads * head)), dtype)
+        self._store("proj_bias", _place(attention.proj.bias.double(), (wide,)), torch.float32)
+        self._store("bias", attention.gather_bias().double(), torch.float32)
+        contract = frames_apart(feed.contract.weight.double().T).T
+        self._store("contract_weight", _place(contract, (wide, FRAMES * hidden)), dtype)
+        self._store("contract_bias", _place(feed.contract.bias.double(), (wide,)), torch.float32)
+        taps = feed.depthwise.weight.double()[:, 0]  # channel, time, y, x
+        if taps.shape[1] == 1:
+            taps = F.pad(taps, (0, 0, 0, 0, 1, 1))  # frames don't meet: nothing from the one before and after
+        self._store("depthwise_weight", _place(taps.flatten(1).T, (27, hidden)), torch.float32)
+        self._store("depthwise_bias", _place(feed.depthwise.bias.double(), (hidden,)), torch.float32)
+
+    def _store(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
+        self.register_buffer(name, value.detach().to(dtype).contiguous(), persistent=False)
+
+    def _norm_linear(
+        self, name: str, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, wide: int, dtype: torch.dtype
+    ) -> None:
+        folded = (weight * norm.weight.double()).to(dtype)
+        self._store(f"{name}_weight", _place(folded, (len(weight), wide)), dtype)
+        # Of the rounded weights, which are the ones that the mean goes through.
+        self._store(f"{name}_sums", folded.double().sum(1), torch.float32)
+        self._store(f"{name}_bias", bias + weight @ norm.bias.double(), torch.float32)
+
+    def forward(self, x: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """x: B, H, W, padded channels, contiguous; sums: its row sums. Returns the same of the result."""
+        batch, height, width, _ = x.shape
+        rows = batch * height * width
+        precision = "ieee" if x.dtype == torch.float32 else "tf32"  # means nothing to half precision
+        qkv = _linear(x, self.qkv_weight, self.qkv_bias, norm=(self.qkv_sums, sums, self.width))
+        attended = x.new_empty((rows, self.heads * (self.size_a + self.size_b)))
+        windows = rows // (blocks.WINDOW * blocks.WINDOW)
+        blocks.window_attention[windows, self.heads](
+            qkv, self.bias, attended, height, width,
+            HEADS=self.heads, SIZE_A=self.size_a, SIZE_B=self.size_b, SHIFT=self.shift, PRECISION=precision,
+            num_warps=4,
+        )  # fmt: skip
+        sums = _new_sums(rows, self.padded, x)
+        x = _linear(attended, self.proj_weight, self.proj_bias, residual=x, out_sums=sums).view(x.shape)
+        hidden = _linear(x, self.expand_weight, self.expand_bias, gelu=True, norm=(self.expand_sums, sums, self.width))
+        patches = batch * triton.cdiv(height, blocks.WINDOW) * triton.cdiv(width, blocks.WINDOW)
+        channels = self.padded_hidden
+        if self.padded <= NARROW:
+            out, sums = torch.empty_like(x), x.new_empty((1, rows, 2), dtype=torch.float32)
+            blocks.depthwise_linear[(patches,)](
+                hidden, self.depthwise_weight, self.depthwise_bias, self.contract_weight, self.contract_bias,
+                x, out, sums, height, width,
+                CHANNELS=channels, OUTPUTS=self.padded, PRECISION=precision,
+                BLOCK=16, BLOCK_OUT=triton.next_power_of_2(self.padded), num_warps=4,
+            )  # fmt: skip
+            return out, sums
+        mixed = torch.empty_like(hidden)
+        blocks.depthwise[patches, triton.cdiv(channels, 32)](
+            hidden, self.depthwise_weight, self.depthwise_bias, mixed, height, width,
+            CHANNELS=channels, BLOCK=32, num_warps=4,
+        )  # fmt: skip
+        sums = _new_sums(rows, self.padded, x)
+        return _linear(mixed, self.contract_weight, self.contract_bias, residual=x, out_sums=sums).view(x.shape), sums
+
+
+class FusedStage(nn.Module):
+    """The blocks of a level. Maps are padded on entry and cut on exit; between blocks nothing is copied."""
+
+    def __init__(self, stage: Stage, dtype: torch.dtype):
+        super().__init__()
+        self.blocks = nn.ModuleList(FusedBlock(cast(LeWinBlock, block), dtype) for block in stage.blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, H, W, C -> the same shape."""
+        channels = x.shape[-1]
+        x = F.pad(x, (0, pad(channels) - channels)).contiguous()
+        rows = x.numel() // x.shape[-1]
+        sums = x.new_empty((1, rows, 2), dtype=torch.float32)
+        block = triton.next_power_of_2(x.shape[-1])
+        per_program = max(1, 4096 // block)
+        blocks.row_sums[(triton.cdiv(rows, per_program),)](
+            x, sums, rows, CHANNELS=x.shape[-1], ROWS=per_program, BLOCK=block, num_warps=4
+        )
+        for fused in self.blocks:
+            x, sums = fused(x, sums)
+        return x[..., :channels]
+
+
+class PaddedConv(nn.Module):
+    """A packed convolution with channels padded to multiples of 8: odd ones keep libraries off the tensor cores."""
+
+    def __init__(self, convolution: PackedConv, dtype: torch.dtype):
+        super().__init__()
+        weight, bias = convolution.pack()
+        outputs, inputs = weight.shape[:2]
+        self.outputs, self.more = outputs, pad(inputs, CONVOLUTION) - inputs
+        self.stride, self.padding = convolution.stride, convolution.padding
+        shape = (pad(outputs, CONVOLUTION), inputs + self.more, *weight.shape[2:])
+        weight = _place(weight.detach(), shape).to(dtype).contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(_place(bias.detach(), (shape[0],)).to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, H, W, I * 3 -> B, H', W', O * 3."""
+        x = F.pad(x, (0, self.more)).permute(0, 3, 1, 2)
+        y = F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+        return y.permute(0, 2, 3, 1)[..., : self.outputs]
+
+
+class PaddedUpsample(nn.Module):
+    """A packed upsampling with inputs padded to a multiple of 8."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, upsample: PackedUpsample, dtype: torch.dtype):
+        super().__init__()
+        weight, bias = upsample.pack()
+        self.more = pad(weight.shape[1], CONVOLUTION) - weight.shape[1]
+        self.register_buffer("weight", F.pad(weight.detach(), (0, self.more)).to(dtype), persistent=False)
+        self.register_buffer("bias", bias.detach().to(dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, H, W, I * 3 -> B, 2H, 2W, O * 3."""
+        batch, height, width, _ = x.shape
+        y = F.linear(F.pad(x, (0, self.more)), self.weight, self.bias).view(batch, height, width, 2, 2, -1)
+        return y.transpose(2, 3).reshape(batch, 2 * height, 2 * width, -1)
+
+
+def fuse(network: DiQP, dtype: torch.dtype) -> DiQP:
+    """Replace the blocks and convolutions of the U, in place; the weights must be fp32 still. Returns the network.
+
+    Stages whose window is not 8 or whose heads are wider than 96 channels stay as they are. In fp16 the stem and head
+    of a full-resolution network run in fp16 too: its tiles are fp16 already. bf16 would lose bits of the picture.
+    """
+
+    def convolution(plain: nn.Module) -> nn.Module:
+        assert isinstance(plain, PackedConv)
+        return plain if plain.patches else PaddedConv(plain, dtype)
+
+    def upsample(plain: nn.Module) -> nn.Module:
+        assert isinstance(plain, PackedUpsample)
+        return PaddedUpsample(plain, dtype)
+
+    def stage(plain: nn.Module) -> nn.Module:
+        assert isinstance(plain, Stage)
+        return FusedStage(plain, dtype) if all(_fits(block) for block in plain.blocks) else plain
+
+    # First all of the new parts, from unrounded weights; then the rest is rounded; then the parts take their places.
+    encoder, decoder = ([stage(plain) for plain in parts] for parts in (network.encoder, network.decoder))
+    bottleneck = stage(network.bottleneck)
+    down, up = [convolution(plain) for plain in network.down], [upsample(plain) for plain in network.up]
+    ends = [part for part in (network.stem, network.head) if isinstance(part, PixelStem | PixelHead)]
+    projections = [convolution(part.project) for part in ends]
+    network.to_precision(dtype)
+    for parts, new in ((network.encoder, encoder), (network.decoder, decoder), (network.down, down), (network.up, up)):
+        for index, module in enumerate(new):
+            parts[index] = module
+    network.register_module("bottleneck", bottleneck)
+    if dtype == torch.float16:
+        for part, projection in zip(ends, projections, strict=True):
+            part.register_module("project", projection)
+    return network
+
+
+def _fits(block: nn.Module) -> bool:
+    assert isinstance(block, LeWinBlock)
+    return block.window == blocks.WINDOW and block.attn.proj.in_features // block.attn.heads <= sum(HEAD_SIZES[-1])
+
+
+def _new_sums(rows: int, outputs: int, like: Tensor) -> Tensor:
+    return like.new_empty((triton.cdiv(outputs, TUNING.outputs), rows, 2), dtype=torch.float32)
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    gelu: bool = False,
+    norm: tuple[Tensor, Tensor, int] | None = None,
+    residual: Tensor | None = None,
+    out_sums: Tensor | None = None,
+) -> Tensor:
+    """``norm``: column sums of the weight, row sums of x, number of true channels. Returns rows, outputs."""
+    outputs, inputs = weight.shape
+    rows = x.numel() // inputs
+    out = x.new_empty((rows, outputs))
+    tuning = TUNING
+    grid = (triton.cdiv(rows, tuning.rows) * triton.cdiv(outputs, tuning.outputs),)
+    blocks.linear[grid](
+        x, weight, bias,
+        norm[0] if norm else bias, norm[1] if norm else bias,
+        x if residual is None else residual, out, bias if out_sums is None else out_sums,
+        rows,
+        INPUTS=inputs, OUTPUTS=outputs,
+        WIDTH=norm[2] if norm else inputs, PARTS=norm[1].shape[0] if norm else 1,
+        NORM=norm is not None, GELU=gelu, RESIDUAL=residual is not None, SUMS=out_sums is not None,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        BLOCK_ROWS=tuning.rows, BLOCK_OUT=tuning.outputs, BLOCK_IN=tuning.inputs, GROUP=tuning.group,
+        num_warps=tuning.warps, num_stages=tuning.stages,
+    )  # fmt: skip
+    return out
