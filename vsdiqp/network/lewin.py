@@ -26,7 +26,7 @@ def relative_index(window: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device | str = "cpu") -> Tensor:
     """(windows, window^2, window^2): 0, or SHIFT_PENALTY between tokens of different regions of the rolled map.
 
     Regions along an axis are [0, n - window), [n - window, n - shift), [n - shift, n): Swin's nine in two dimensions.
@@ -38,7 +38,8 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
 
     region = regions(height)[:, None] * 3 + regions(width)[None, :]
     tokens = to_windows(region[None, :, :, None], window)[..., 0]
-    return torch.where(tokens[:, :, None] == tokens[:, None, :], 0.0, SHIFT_PENALTY)
+    # Kept on its device: a copy in every forward would wait for the GPU, and could not be part of a CUDA graph.
+    return torch.where(tokens[:, :, None] == tokens[:, None, :], 0.0, SHIFT_PENALTY).to(device)
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
@@ -132,7 +133,7 @@ class LeWinBlock(nn.Module):
         mask = None
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
-            mask = shift_mask(height, width, self.window, self.shift).to(x.device)
+            mask = shift_mask(height, width, self.window, self.shift, x.device)
         y = from_windows(self.attn(to_windows(x, self.window), mask), self.window, batch, height, width)
         return y.roll((self.shift, self.shift), (1, 2)) if self.shift else y
 

@@ -1,0 +1,70 @@
+"""A CPU that looks like a GPU to the backends: ordinary memory for mapped memory, host_grid.h for kernels."""
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from host_grid import compile_for_host
+
+from vsdiqp.clip import ClipFormat
+from vsdiqp.kernels import layouts
+from vsdiqp.kernels.program import Launch
+
+
+class HostMapped:
+    def __init__(self, nbytes: int):
+        self.array = np.full(nbytes, 0xAB, np.uint8)
+        self.address = self.array.ctypes.data
+
+    def free(self) -> None:
+        self.array, self.address = np.empty(0, np.uint8), 0
+
+
+class HostStream:
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        yield
+
+    def wait(self) -> None:
+        pass
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+
+_GRID = threading.Lock()
+"""The emulated launch grid keeps its block in static memory: one launch at a time."""
+
+
+class HostDevice:
+    """``limit``: evaluations of more pixels than this run out of memory."""
+
+    def __init__(self, name: str = "stand-in", free: int = 1 << 40):
+        self.torch, self.name, self.free = torch.device("cpu"), name, free
+        self.launched: list[str] = []
+
+    def map(self, nbytes: int) -> HostMapped:
+        return HostMapped(nbytes)
+
+    def stream(self) -> HostStream:
+        return HostStream()
+
+    def launcher(self, clip: ClipFormat, half_tiles: bool) -> Callable[[Launch], None]:
+        library = compile_for_host(layouts.sample_macro(clip), int(half_tiles))
+
+        def launch(launch: Launch) -> None:
+            self.launched.append(launch.kernel)
+            run = getattr(library, f"{launch.kernel}_launch")
+            with _GRID:
+                run(ctypes.c_void_p(launch.record.ctypes.data), *launch.grid, 1)
+
+        return launch
+
+    def free_memory(self) -> int:
+        return self.free
+
+    def watch_memory(self) -> Callable[[], int]:
+        return lambda: 1 << 30

@@ -1,0 +1,190 @@
+"""The GPU backend's whole way of a run, on a CPU that stands in for the GPU, against the CPU backend."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stand_in_device import HostDevice
+
+from vsdiqp import tiles
+from vsdiqp.backends import cuda, memory
+from vsdiqp.backends.base import Task
+from vsdiqp.backends.cpu import TorchBackend
+from vsdiqp.backends.cuda import GpuBackend
+from vsdiqp.backends.memory import Size
+from vsdiqp.clip import ClipFormat, FrameColour, Planes, Run
+from vsdiqp.errors import DiqpError
+from vsdiqp.network import DiQP, DiQPConfig
+
+CLIP = ClipFormat("YUV", "integer", 10, 1, 1, 80, 48, 12)
+COLOUR = FrameColour(1, False, 0)
+RELEASED_LIKE = DiQPConfig(
+    name="tiny", embed_dim=4, depths=(1, 1, 1), heads=(1, 1, 1), look_around=(3,), look_ahead=(4,), tile=32, overlap=8
+)
+
+
+def network(config: DiQPConfig = RELEASED_LIKE) -> DiQP:
+    torch.manual_seed(5)
+    made = DiQP(config)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.08)
+    return made.prepare()
+
+
+def task(**changes) -> Task:
+    plan = tiles.plan(CLIP.width, CLIP.height, (32, 32), 8, 16, 8)
+    return replace(Task(network(), CLIP, plan, 0.9, "fp32"), **changes)
+
+
+def frame(seed: int) -> Planes:
+    random = np.random.default_rng(seed)
+    return tuple(random.integers(64, 940, shape).astype(np.uint16) for shape in ((48, 80), (24, 40), (24, 40)))
+
+
+def run(seed: int = 0, wanted=(True, True, True), middle: int = 4) -> Run:
+    frames = [frame(seed + i) for i in range(4)]
+    targets = tuple(tuple(np.zeros_like(p) for p in f) if w else None for f, w in zip(frames, wanted, strict=False))
+    return Run(tuple(frames[:3]), frames[3], targets, COLOUR, 37.0, "hevc", middle)
+
+
+def open_on(devices: list[HostDevice], the_task: Task, build=None) -> GpuBackend:
+    def predictor(copied, device, size):
+        if build is not None:
+            build(device, size)
+        return cuda.make_network(copied, "eager", torch.float32, device.torch)
+
+    return GpuBackend(the_task, devices, "fp32", "eager", predictor, record=True)
+
+
+def test_a_run_equals_the_cpu_backend():
+    ours, theirs = run(), run()
+    backend = open_on([HostDevice()], task())
+    backend.restore(ours)
+    TorchBackend(task(), torch.device("cpu"), "fp32").restore(theirs)
+    different = 0
+    for a, b, source in zip(ours.targets, theirs.targets, ours.frames, strict=True):
+        for x, y, s in zip(a, b, source, strict=True):
+            assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
+            assert (x != y).mean() < 5e-3, "one code value, and that only near ties"
+            different += (x != s).mean()
+    assert different > 0.5, "the network must do something for this to say something"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 64])
+def test_pixels_do_not_depend_on_slots_or_what_ran_before(batch: int):
+    backend = open_on([HostDevice("one"), HostDevice("two")], task(batch=batch))
+    assert backend.concurrency == 4
+    first = run()
+    backend.restore(first)
+    for seed in (3, 9, 0, 0):
+        again = run(seed)
+        backend.restore(again)
+    for a, b in zip(first.targets, again.targets, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_runs_in_flight_do_not_meet():
+    backend = open_on([HostDevice()], task(batch=2))
+    alone = [run(seed) for seed in range(4)]
+    for one in alone:
+        backend.restore(one)
+    together = [run(seed) for seed in range(4)]
+    threads = [threading.Thread(target=backend.restore, args=(one,)) for one in together]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(alone, together, strict=True):
+        for x, y in zip(a.targets, b.targets, strict=True):
+            assert all(np.array_equal(p, q) for p, q in zip(x, y, strict=True))
+
+
+def test_only_wanted_frames_are_written_and_repeated_frames_are_staged_once():
+    backend = open_on([HostDevice()], task())
+    partial, whole = run(wanted=(False, True, False)), run()
+    backend.restore(partial)
+    backend.restore(whole)
+    assert all(np.array_equal(x, y) for x, y in zip(partial.targets[1], whole.targets[1], strict=True))
+    still = replace(run(), ahead=run().frames[0])
+    repeated = replace(still, frames=(still.frames[0],) * 3, ahead=still.frames[0])
+    backend.restore(repeated)
+
+
+def test_launches_of_a_run():
+    device = HostDevice()
+    backend = open_on([device], task(batch=4))
+    device.launched.clear()
+    backend.restore(run())
+    batches = -(-task().plan.count // 4)
+    assert device.launched == ["thumbnails", *["prepare_tiles"] * batches, "finish_planes"]
+
+
+def test_a_failed_run_leaves_the_backend_usable():
+    backend = open_on([HostDevice()], task())
+    with pytest.raises(DiqpError, match="_Matrix is 14"):
+        backend.restore(replace(run(), colour=FrameColour(14, False, 0)))
+    good = run()
+    backend.restore(good)
+    assert (good.targets[0][0] != 0).any()
+
+
+def test_too_little_memory_takes_smaller_batches_then_smaller_tiles():
+    seen: list[tuple[int, int]] = []
+
+    def build(device, size: Size):
+        seen.append((size.batch, size.plan.columns.side * size.plan.rows.side))
+        if size.batch > 1 or size.plan.columns.side * size.plan.rows.side > 32 * 16:
+            raise torch.OutOfMemoryError("stand-in")
+
+    backend = open_on([HostDevice()], task(batch=4), build)
+    assert seen == [(3, 1024), (1, 1024), (1, 512)]
+    assert "batches of 1" in backend.describe()
+    restored = run()
+    backend.restore(restored)
+    assert (restored.targets[0][0] != restored.frames[0][0]).any()
+
+
+def test_memory_that_holds_nothing_is_an_error_that_says_what_to_set():
+    def build(device, size):
+        raise torch.OutOfMemoryError("stand-in")
+
+    with pytest.raises(DiqpError, match=r"device=|backend='cpu'"):
+        open_on([HostDevice()], task(batch=2), build)
+
+
+def test_memory_that_runs_out_later_is_an_error_that_says_what_to_set():
+    backend = open_on([HostDevice()], task(batch=2))
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("stand-in")
+
+    for slot in backend._slots:
+        slot._predict = fail
+    with pytest.raises(DiqpError, match="set batch= below 2"):
+        backend.restore(run())
+
+
+def test_batches_follow_free_memory():
+    tile = 1 << 30
+    assert memory.batch_for(100 << 30, tile, 2, 135) == memory.LARGEST_BATCH
+    assert memory.batch_for(6 << 30, tile, 2, 135) == 2
+    assert memory.batch_for(1 << 20, tile, 2, 135) == 1, "one tile is tried in any case"
+    assert memory.batch_for(100 << 30, tile, 2, 9) == 5, "two batches of five rather than one of eight and one of one"
+    free = open_on([HostDevice(free=6 << 30)], task())
+    assert "batches of 2" in free.describe()
+
+
+def test_forms_of_the_network():
+    assert cuda.network_form("eager", (9, 0)) == "eager"
+    assert cuda.network_form(None, (7, 5)) != "fused", "Triton has no tensor cores there"
+    with pytest.raises(DiqpError, match="VSDIQP_CUDA_NETWORK is 'fast'"):
+        cuda.network_form("fast", (9, 0))
+
+
+def test_without_a_gpu_the_backend_says_why():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert "GPU" in (cuda.unavailable() or "") or "CUDA" in (cuda.unavailable() or "")

@@ -1,0 +1,202 @@
+"""The network on NVIDIA GPUs through torch, with planes, tiles and blending as CUDA kernels (`vsdiqp.kernels`).
+
+``VSDIQP_CUDA_NETWORK`` chooses the form of the network: "fused" (Triton kernels; the default from compute capability
+8.0 up), "compile" (torch.compile; the default below) or "eager" (the plain module). docs/gpu.md says what is measured.
+"""
+
+import copy
+import importlib.util
+import logging
+import os
+import queue
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+import torch
+
+from vsdiqp.backends import memory
+from vsdiqp.backends.base import Network, Task
+from vsdiqp.backends.device import CudaDevice, Device
+from vsdiqp.backends.memory import Size
+from vsdiqp.backends.slots import Predictor, Shared, Slot
+from vsdiqp.clip import Run
+from vsdiqp.errors import DiqpError
+
+DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FORM_VARIABLE: Final = "VSDIQP_CUDA_NETWORK"
+COMPILE_MODE: Final = "max-autotune-no-cudagraphs"
+FORMS: Final = ("fused", "compile", "eager")
+SLOTS: Final = 2
+"""Runs in flight on each GPU: while one computes, another's planes travel."""
+
+MakePredictor = Callable[[Network, Device, Size], Predictor]
+"""A network (fp32, on the CPU, the callee's own) on a device, for tiles of a size."""
+
+_log = logging.getLogger("vsdiqp")
+
+
+def unavailable() -> str | None:
+    """Why there is no CUDA here."""
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        return "no NVIDIA GPU that torch can use was found" if built else "torch is installed without CUDA"
+    if importlib.util.find_spec("cupy") is None:
+        return 'CuPy is not installed: pip install "vsdiqp[cuda]"'
+    return None
+
+
+def open_backend(task: Task) -> "GpuBackend":
+    """The network on the GPUs of the task. Raises DiqpError."""
+    devices = cuda_devices(task.device)
+    precision = "fp16" if task.precision == "auto" else task.precision
+    form = network_form(os.environ.get(FORM_VARIABLE), torch.cuda.get_device_capability(task.device[0]))
+
+    def predictor(network: Network, device: Device, size: Size) -> Predictor:
+        return make_network(network, form, DTYPES[precision], device.torch)
+
+    return GpuBackend(task, devices, precision, form, predictor, record=True)
+
+
+def cuda_devices(indices: Sequence[int]) -> list[Device]:
+    """The GPUs with these indices. Raises DiqpError naming those that exist."""
+    count = torch.cuda.device_count()
+    for index in indices:
+        if not 0 <= index < count:
+            raise DiqpError(f"device is {index}; this machine has {count} GPU(s), counted from 0")
+    return [CudaDevice(index) for index in dict.fromkeys(indices)]
+
+
+def network_form(asked: str | None, capability: tuple[int, int]) -> str:
+    """The form of the network: as asked, else by what the GPU and the installation can do."""
+    if asked:
+        if asked not in FORMS:
+            raise DiqpError(f"{FORM_VARIABLE} is {asked!r}; it may be one of {', '.join(FORMS)}, or unset")
+        return asked
+    if importlib.util.find_spec("triton") is None:
+        return "eager"
+    # Below 8.0 Triton has no tensor cores to multiply with.
+    return "fused" if capability >= (8, 0) else "compile"
+
+
+def make_network(network: Network, form: str, dtype: torch.dtype, device: torch.device) -> Predictor:
+    """Put a network (fp32, on the CPU) on a device in one of `FORMS`."""
+    from vsdiqp.network import DiQP
+
+    if dtype == torch.float32:
+        # fp32 is for checks: no shortened mantissas in convolutions either.
+        torch.backends.cudnn.allow_tf32 = False
+    if form == "fused" and isinstance(network, DiQP):
+        from vsdiqp.backends.fused import fuse
+
+        return cast(Predictor, fuse(network, dtype).to(device))
+    network.to_precision(dtype)
+    plain = cast(torch.nn.Module, network).to(device)
+    if form == "compile":
+        return CompiledNetwork(plain)
+    return cast(Predictor, plain)
+
+
+class CompiledNetwork:
+    """A network whose calls go through torch.compile; CUDA graphs are the slot's own business."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        compiler: Any = torch.compile
+        self.frame_guides = compiler(network.frame_guides, dynamic=False, mode=COMPILE_MODE)
+        self.predict = compiler(network.predict, dynamic=False, mode=COMPILE_MODE)
+
+
+class GpuBackend:
+    """Runs on slots: two a GPU, handed out in turn to whoever asked first.
+
+    Pixels depend neither on the slot nor on the GPU (if the GPUs are alike): every slot evaluates the same tiles in the
+    same batches.
+    """
+
+    def __init__(
+        self, task: Task, devices: Sequence[Device], precision: str, form: str, predictor: MakePredictor, record: bool
+    ) -> None:
+        self._task, self._devices, self._precision, self._form = task, list(devices), precision, form
+        self._predictor, self._record = predictor, record
+        # Full-resolution stems read fp16; others compute differences first, which need the full width.
+        stem_scale = getattr(task.network.config, "stem_scale", 2)
+        self._half_tiles = precision == "fp16" and stem_scale == 1 and form == "fused"
+        first = Size(task.plan, memory.even(task.plan.count, task.batch) if task.batch else self._fitting_batch())
+        self._slots, self._size = memory.climb_down(task, first, self._open)
+        if self._size != first:
+            _log.warning(
+                "too little GPU memory for tiles of %dx%d in batches of %d: taking %dx%d in batches of %d",
+                first.plan.columns.side, first.plan.rows.side, first.batch,
+                self._size.plan.columns.side, self._size.plan.rows.side, self._size.batch,
+            )  # fmt: skip
+        self.concurrency = len(self._slots)
+        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        for slot in self._slots:
+            self._free.put(slot)
+
+    def restore(self, run: Run) -> None:
+        """See `Backend.restore`."""
+        slot = self._free.get()
+        try:
+            slot.restore(run)
+        except torch.OutOfMemoryError:
+            raise DiqpError(
+                "the GPU ran out of memory, which other programs may have taken since the script was opened; "
+                f"set batch= below {self._size.batch} or tile= below "
+                f"{self._size.plan.columns.side}, or close those programs"
+            ) from None
+        finally:
+            self._free.put(slot)
+
+    def describe(self) -> str:
+        """See `Backend.describe`."""
+        plan = self._size.plan
+        names = ", ".join(device.name for device in self._devices)
+        return (
+            f"{self._form} on {names} ({self._precision}, {plan.count} tiles of {plan.columns.side}x{plan.rows.side}, "
+            f"batches of {self._size.batch}, {SLOTS} runs in flight a GPU)"
+        )
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        slots, self._slots = self._slots, []
+        for slot in slots:
+            slot.close()
+
+    def _open(self, size: Size, devices: Sequence[Device] | None = None, slots: int = SLOTS) -> list[Slot]:
+        """Slots on every GPU, alternating between them; gives everything back if one doesn't fit."""
+        opened: list[Slot] = []
+        try:
+            shared = [self._share(device, size) for device in devices or self._devices]
+            for _ in range(slots):
+                opened.extend(Slot(one) for one in shared)
+        except BaseException:
+            for slot in opened:
+                slot.close()
+            raise
+        return opened
+
+    def _share(self, device: Device, size: Size) -> Shared:
+        network = copy.deepcopy(self._task.network)
+        return Shared(
+            self._task,
+            size,
+            device,
+            self._task.network,
+            self._predictor(network, device, size),
+            device.launcher(self._task.clip, self._half_tiles),
+            self._half_tiles,
+            self._record,
+        )
+
+    def _fitting_batch(self) -> int:
+        """Batch by what one tile takes and what is free, on the GPU with the least."""
+        least = min(self._devices, key=lambda device: device.free_memory())
+        free, used = least.free_memory(), least.watch_memory()
+        try:
+            probe = self._open(Size(self._task.plan, 1), [least], 1)
+        except torch.OutOfMemoryError:
+            return 1
+        tile = used()
+        for slot in probe:
+            slot.close()
+        return memory.batch_for(free, tile, SLOTS, self._task.plan.count)

@@ -1,0 +1,179 @@
+"""What the GPU backends ask of a GPU: mapped memory, streams, kernels. The tests have a CPU stand-in for it.
+
+Everything that touches CuPy or CUDA is in `CudaDevice`; nothing else of the package imports CuPy.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vsdiqp.clip import ClipFormat
+from vsdiqp.kernels import layouts, program
+from vsdiqp.kernels.program import Launch
+
+Launcher = Callable[[Launch], None]
+
+
+class Mapped(Protocol):
+    """Page-locked memory of the host that kernels read and write in place."""
+
+    array: NDArray[np.uint8]
+    address: int
+    """For kernels."""
+
+    def free(self) -> None:
+        """Give it back; no work may be using it."""
+        ...
+
+
+class Stream(Protocol):
+    """A queue of work in order."""
+
+    def use(self) -> AbstractContextManager[None]:
+        """Queue what the block launches, by torch or by a kernel, on this stream."""
+        ...
+
+    def wait(self) -> None:
+        """Sleep, without the GIL, until everything queued so far is done. Other streams run on."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record work of fixed tensors that has run before; the result queues all of it at once."""
+        ...
+
+
+class Device(Protocol):
+    """A GPU."""
+
+    torch: torch.device
+    name: str
+
+    def map(self, nbytes: int) -> Mapped:
+        """Allocate page-locked memory, mapped for this device."""
+        ...
+
+    def stream(self) -> Stream:
+        """Open a new stream."""
+        ...
+
+    def launcher(self, clip: ClipFormat, half_tiles: bool) -> Launcher:
+        """Compile planes.cu for a clip; the result queues a kernel on the stream in use."""
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes that may be allocated now."""
+        ...
+
+    def watch_memory(self) -> Callable[[], int]:
+        """Start watching; the result tells the bytes that were in use at once since, beyond those in use now."""
+        ...
+
+
+class CudaDevice:
+    """An NVIDIA GPU through CuPy (kernels, mapped memory) and torch (everything else)."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.torch = torch.device("cuda", index)
+        self.name = torch.cuda.get_device_name(self.torch)
+
+    def map(self, nbytes: int) -> "CudaMapped":
+        """See `Device.map`."""
+        return CudaMapped(nbytes)
+
+    def stream(self) -> "CudaStream":
+        """See `Device.stream`."""
+        return CudaStream(self)
+
+    def launcher(self, clip: ClipFormat, half_tiles: bool) -> Launcher:
+        """See `Device.launcher`."""
+        import cupy
+
+        with cupy.cuda.Device(self.index):
+            module = cupy.RawModule(
+                code=program.SOURCE.read_text(encoding="utf-8"), options=layouts.compile_options(clip, half_tiles)
+            )
+            kernels = {name: module.get_function(name) for name in layouts.KERNELS}
+
+        def launch(launch: Launch) -> None:
+            kernels[launch.kernel](launch.grid, (program.THREADS,), (launch.record,))
+
+        return launch
+
+    def free_memory(self) -> int:
+        """See `Device.free_memory`: what the driver has, and what torch keeps in reserve."""
+        free: int = torch.cuda.mem_get_info(self.torch)[0]
+        return free + torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch)
+
+    def watch_memory(self) -> Callable[[], int]:
+        """See `Device.watch_memory`."""
+        torch.cuda.reset_peak_memory_stats(self.torch)
+        before = torch.cuda.memory_allocated(self.torch)
+        return lambda: int(torch.cuda.max_memory_allocated(self.torch) - before)
+
+
+class CudaMapped:
+    """Page-locked memory mapped for every GPU of the process.
+
+    Under unified addressing, which every 64-bit system has, kernels use the host's own address.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        from cupy.cuda import runtime
+
+        self._runtime = runtime
+        self.address = int(runtime.hostAlloc(nbytes, runtime.hostAllocMapped | runtime.hostAllocPortable))
+        self.array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self.address))
+
+    def free(self) -> None:
+        """See `Mapped.free`."""
+        if self.address:
+            self._runtime.freeHost(self.address)
+            self.address = 0
+
+
+class CudaStream:
+    """A stream that CuPy owns and torch borrows, with the event that its host thread sleeps on."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        import cupy
+
+        self._device = device
+        with cupy.cuda.Device(device.index):
+            self._cupy = cupy.cuda.Stream(non_blocking=True)
+        self._torch: Any = torch.cuda.ExternalStream(self._cupy.ptr, device=device.torch)  # type: ignore[no-untyped-call]
+        self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """See `Stream.use`."""
+        import cupy
+
+        with (
+            cupy.cuda.Device(self._device.index),
+            self._cupy,
+            torch.cuda.device(self._device.torch),
+            torch.cuda.stream(self._torch),
+        ):
+            yield
+
+    def wait(self) -> None:
+        """See `Stream.wait`."""
+        self._done.record(self._torch)
+        self._done.synchronize()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `Stream.capture`: a CUDA graph. Other threads of the process may go on using CUDA meanwhile."""
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            work()
+        finally:
+            graph.capture_end()
+        replay: Any = graph.replay
+        return lambda: replay()
