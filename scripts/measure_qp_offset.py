@@ -9,6 +9,8 @@ With adaptive quantisation an encoder changes the QP from block to block, and on
 every frame: the header's; the mean over blocks, from x265's own log; and the equal-damage QP, which is the one at which
 an encode without adaptive quantisation has the same mean squared luma error.
 
+``mapping`` does so for codecs whose quantiser is put on HEVC's or AV1's scale.
+
 ``restore`` filters such encodes with ``core.diqp.Restore`` at several ``qp_offset`` and gives the PSNR gained by each.
 
 Clips are anything FFmpeg reads, best lossless; without any, camera pans over scikit-image's photographs are used. A
@@ -16,10 +18,11 @@ clip is cropped to its middle and played forth and back to get enough frames.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,19 @@ _ENCODERS = {
 """x265's defaults are aq-mode 2 with cutree, SVT-AV1's aq-mode 2, which is its kind of cutree."""
 
 
+_FOREIGN: dict[str, tuple[str, str, tuple[dict[str, str], ...]]] = {
+    "H.264": ("libx264", "x265", tuple({"qp": str(qp)} for qp in (22, 28, 34, 40))),
+    "VP9": (
+        "libvpx-vp9",
+        "svt-av1",
+        tuple({"crf": str(q), "qmin": str(q), "qmax": str(q), "b": "0"} for q in (20, 30, 40, 50)),
+    ),
+    "MPEG-2": ("mpeg2video", "x265", tuple({"qmin": str(q), "qmax": str(q), "bf": "2"} for q in (2, 4, 8, 16))),
+    "MPEG-4": ("mpeg4", "x265", tuple({"qmin": str(q), "qmax": str(q), "bf": "2"} for q in (2, 4, 8, 16))),
+}
+"""Codec to its encoder, the encoder of the scale its QP is put on, and the options tried."""
+
+
 @dataclass(frozen=True)
 class Encode:
     """One stream with what its encoder logged, by frame in presentation order."""
@@ -105,23 +121,29 @@ def encode(pictures: Pictures, folder: Path, encoder: Encoder, preset: str, para
     path, log = folder / "clip.mkv", folder / "log"
     log.unlink(missing_ok=True)
     logged = f"pass=1:slow-firstpass=1:stats={log}" if encoder.logs_blocks else ""
-    write_stream(path, pictures, encoder, preset, ":".join(filter(None, (params, logged, encoder.quiet))))
-    scan = probe(path, use_cache=False)
-    header = np.array([frame.qp for frame in scan.frames], np.float64)
+    joined = ":".join(filter(None, (params, logged, encoder.quiet)))
+    write_stream(path, pictures, encoder.name, {"preset": preset, encoder.params: joined})
+    done = measure(path, pictures)
     # At constant QP x265 logs nothing, and all blocks use the header's.
-    blocks = read_log(log) if log.exists() else header
+    return replace(done, blocks=read_log(log)) if log.exists() else done
+
+
+def measure(path: Path, pictures: Pictures) -> Encode:
+    """Return the QPs of the stream ``path`` and its difference from ``pictures``."""
+    scan = probe(path, use_cache=False)
+    qps = np.array(scan.qps, np.float64)
     error = [
         np.mean((np.subtract(decoded, picture, dtype=np.float64)[: picture.shape[0] * 2 // 3]) ** 2)
         for decoded, picture in zip(decode(path), pictures, strict=True)
     ]
     kinds = "".join(frame.kind for frame in scan.frames).upper()
-    return Encode(path, header, blocks, kinds, np.log2(np.maximum(error, _LOG_FLOOR)))
+    return Encode(path, qps, qps, kinds, np.log2(np.maximum(error, _LOG_FLOOR)))
 
 
-def write_stream(path: Path, pictures: Pictures, encoder: Encoder, preset: str, params: str) -> None:
+def write_stream(path: Path, pictures: Pictures, encoder: str, options: dict[str, str]) -> None:
     """Encode ``pictures``; x265 completes its log when the encoder is freed, at the end of this function."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(encoder.name, rate=_RATE, options={"preset": preset, encoder.params: params})
+        stream = container.add_stream(encoder, rate=_RATE, options=options)
         stream.height, stream.width = pictures[0].shape[0] * 2 // 3, pictures[0].shape[1]
         stream.pix_fmt = "yuv420p"
         for number, picture in enumerate(pictures):
@@ -220,6 +242,34 @@ def relation(
         )
 
 
+def mapping(
+    clips: list[Path | str], encoder: Encoder, frames: int, width: int, height: int, folder: Path
+) -> Iterator[str]:
+    """Yield a Markdown table of how far the QPs that other codecs are given lie from the equal-damage QP."""
+    gathered: dict[tuple[str, int], list[tuple[Encode, NDArray[np.float64]]]] = {}
+    for clip in clips:
+        pictures = load(clip, frames, width, height)
+        constant = {
+            name: [encode(pictures, folder, one, one.cases[0][0], params) for params in one.constant]
+            for name, one in _ENCODERS.items()
+        }
+        for codec, (foreign, scale, tried) in _FOREIGN.items():
+            for number, options in enumerate(tried):
+                path = folder / "clip.mkv"
+                write_stream(path, pictures, foreign, {"cpu-used": "4", "threads": "1"} | options)
+                done = measure(path, pictures)
+                gathered.setdefault((codec, number), []).append((done, equal_damage(done, constant[scale])))
+        print(f"measured {clip}", file=sys.stderr)
+    yield "| codec | options | QP given | equal damage - given | by clip |"
+    yield "|---|---|---|---|---|"
+    for (codec, number), encodes in gathered.items():
+        how = " ".join(f"{key}={value}" for key, value in _FOREIGN[codec][2][number].items())
+        given = np.concatenate([one.header for one, _ in encodes])
+        damage = np.concatenate([equal - one.header for one, equal in encodes])
+        by_clip = ", ".join(_signed(equal - one.header) for one, equal in encodes)
+        yield f"| {codec} | {how} | {given.mean():.1f} | {_signed(damage)} | {by_clip} |"
+
+
 def restore(
     clips: list[Path | str],
     encoder: Encoder,
@@ -270,8 +320,9 @@ def clip_or_name(text: str) -> Path | str:
 
 def main() -> None:
     """Run the measurement that the command line asks for."""
+    os.environ.setdefault("SVT_LOG", "1")  # errors only
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("measurement", choices=("relation", "restore"))
+    parser.add_argument("measurement", choices=("relation", "mapping", "restore"))
     parser.add_argument(
         "clips", type=clip_or_name, nargs="*", help="lossless clips, or names of scikit-image's photographs"
     )
@@ -285,12 +336,15 @@ def main() -> None:
     clips: list[Path | str] = args.clips or ["astronaut", "coffee", "chelsea", "camera"]
     width, height = (int(side) for side in args.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
-        measure: Callable[..., Iterator[str]] = relation
+        measurement: Callable[..., Iterator[str]] = {"relation": relation, "mapping": mapping}.get(
+            args.measurement, restore
+        )
         more: tuple[Any, ...] = ()
         if args.measurement == "restore":
-            measure, more = restore, (args.model, args.offsets)
+            more = (args.model, args.offsets)
         table = (
-            "\n".join(measure(clips, _ENCODERS[args.encoder], args.frames, width, height, Path(folder), *more)) + "\n"
+            "\n".join(measurement(clips, _ENCODERS[args.encoder], args.frames, width, height, Path(folder), *more))
+            + "\n"
         )
     if args.table is None:
         print(table, end="")

@@ -16,7 +16,7 @@ from typing import Any
 
 from vsdiqp.codecs.frames import CodedFrame, Scan
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a scan of the same file would come out different."""
 
 

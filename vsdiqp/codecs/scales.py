@@ -9,7 +9,7 @@ AV1's base_q_idx is an index 0..255 into a table of steps (AV1 specification, 7.
 relative terms; 0 may mean lossless.
 
 Codecs that no network is trained on go onto the scale of the nearest relative by equal quantiser step, since the step
-is what sets the size of the error. HEVC's step is 2^((QP - 4) / 6) in units of an orthonormal transform (8.6.4.2).
+is what sets the size of the error, corrected where encodes were measured to differ. HEVC's step is 2^((QP - 4) / 6) in units of an orthonormal transform (8.6.4.2).
 """
 
 import math
@@ -77,7 +77,7 @@ class ForeignScale:
 
 
 def _from_h264(qp: float, bits: int) -> float:
-    """H.264 has HEVC's step (H.264, 8.5.9). FFmpeg's block QPs count from -QpBdOffset (7.4.2.1.1)."""
+    """H.264 has HEVC's step (H.264, 8.5.9) and about its damage. FFmpeg's block QPs count from -QpBdOffset (7.4.2.1.1)."""
     return qp - 6 * (bits - 8)
 
 
@@ -86,19 +86,26 @@ def _from_vp9(index: float, bits: int) -> float:
     return index
 
 
-def _from_quantiser_scale(scale: float, bits: int) -> float:
+def _from_mpeg2(scale: float, bits: int) -> float:
     """MPEG-2's step is quantiser_scale where the weighting matrix is 16, as for all of inter blocks by default.
 
-    From ISO/IEC 13818-2, 7.4.2.3: F = 2 * QF * W * quantiser_scale / 32, with an orthonormal transform.
+    From ISO/IEC 13818-2, 7.4.2.3: F = 2 * QF * W * quantiser_scale / 32, with an orthonormal transform. At equal steps
+    MPEG-2 does more damage than HEVC, which has in-loop filters and better prediction: as much as 4 QP, the same at
+    every scale (docs/qp.md).
     """
-    return 4 + 6 * math.log2(max(scale, 1.0))
+    return 4 + 6 * math.log2(max(scale, 1.0)) + 4
+
+
+def _from_mpeg4(scale: float, bits: int) -> float:
+    """MPEG-4 ASP, whose default quantiser is H.263's with its wide dead zone: 1 QP worse than MPEG-2 (docs/qp.md)."""
+    return _from_mpeg2(scale, bits) + 1
 
 
 FOREIGN: dict[str, ForeignScale] = {
     "h264": ForeignScale("hevc", _from_h264),
     "vp9": ForeignScale("av1", _from_vp9),
-    "mpeg1video": ForeignScale("hevc", _from_quantiser_scale),
-    "mpeg2video": ForeignScale("hevc", _from_quantiser_scale),
-    "mpeg4": ForeignScale("hevc", _from_quantiser_scale),
+    "mpeg1video": ForeignScale("hevc", _from_mpeg2),
+    "mpeg2video": ForeignScale("hevc", _from_mpeg2),
+    "mpeg4": ForeignScale("hevc", _from_mpeg4),
 }
 """By FFmpeg's name of the codec. FFmpeg gives MPEG-1 and MPEG-4 quantisers in MPEG-2's unit."""
