@@ -9,7 +9,8 @@ AV1's base_q_idx is an index 0..255 into a table of steps (AV1 specification, 7.
 relative terms; 0 may mean lossless.
 
 Codecs that no network is trained on go onto the scale of the nearest relative by equal quantiser step, since the step
-is what sets the size of the error, corrected where encodes were measured to differ. HEVC's step is 2^((QP - 4) / 6) in units of an orthonormal transform (8.6.4.2).
+is what sets the size of the error, corrected where encodes were measured to differ. HEVC's step is 2^((QP - 4) / 6) in
+units of an orthonormal transform (8.6.4.2).
 """
 
 import math
@@ -77,7 +78,10 @@ class ForeignScale:
 
 
 def _from_h264(qp: float, bits: int) -> float:
-    """H.264 has HEVC's step (H.264, 8.5.9) and about its damage. FFmpeg's block QPs count from -QpBdOffset (7.4.2.1.1)."""
+    """H.264 has HEVC's step (H.264, 8.5.9) and about its damage.
+
+    FFmpeg's block QPs count from 0 at every depth, the standard's from -QpBdOffset (7.4.2.1.1).
+    """
     return qp - 6 * (bits - 8)
 
 
