@@ -14,6 +14,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--batch", type=int, help="samples a step and process")
     parser.add_argument("--minutes", type=float, help="stop, resumably, after this long")
     parser.add_argument("--initial", help="checkpoint whose weights to start from")
+    parser.add_argument("--teacher", help="closed-form filters to imitate first")
+    parser.add_argument("--fit-teacher", metavar="FILE", help="fit such filters on the pool, write them, and stop")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.set_defaults(run=run)
 
@@ -23,7 +25,14 @@ def run(args: argparse.Namespace) -> int:
     from vsdiqp.training.loop import Trainer
     from vsdiqp.training.settings import load_settings
 
-    names = ("pool", "validation", "out", "steps", "batch", "minutes", "initial", "threads")
+    names = ("pool", "validation", "out", "steps", "batch", "minutes", "initial", "teacher", "threads")
     settings = load_settings(args.config, {name: getattr(args, name) for name in names})
+    if args.fit_teacher:
+        from vsdiqp.training.dataset import PoolDataset
+        from vsdiqp.training.teacher import fit
+
+        fit(PoolDataset(settings.pool, cache_bytes=0), limit=1000).save(args.fit_teacher)
+        print(args.fit_teacher)
+        return 0
     print(Trainer(settings).run())
     return 0

@@ -178,12 +178,12 @@ class DiQP(nn.Module):
         """The residual alone: B, 3, 3, H, W, fp32."""
         dtype = self.body_dtype
         pattern = self.lost(location).to(dtype)
-        code: Tensor | None = None
+        code = damage = None
         if isinstance(self.stem, CellStem):
             assert isinstance(self.lost, ContinuousLocation)
-            code = self.lost.code(location).to(dtype)
+            code, damage = self.lost.code(location).to(dtype), self.lost.damage(location).float()
             height, width = tile.shape[-2] // 2, tile.shape[-1] // 2
-            features = self.stem(tile, code, tile_pattern(pattern, height, width).permute(0, 3, 1, 2))
+            features = self.stem(tile, code, tile_pattern(pattern, height, width).permute(0, 3, 1, 2), damage)
             x = to_tokens(features)
         else:
             features = None
@@ -207,8 +207,8 @@ class DiQP(nn.Module):
             x = torch.cat([x, skips[level]], -1) if self.config.skip == "concat" else x + skips[level]
             x = decode(x)
         if isinstance(self.head, CellHead):
-            assert code is not None
-            return self.head(to_frames(x), code)
+            assert code is not None and damage is not None
+            return self.head(to_frames(x), code, damage)
         return self.head(x).float()
 
     @staticmethod

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.packing import PackedConv
 
-GAIN = 8.0
-"""Scale of the differences to the local mean: brings the textures of video near unit variance."""
+GAIN = 0.25
+"""Scale of the differences to the local mean, in units of the damage to expect: textures come near unit variance."""
 MEAN_SIZE = 5
 """Side of the local mean in cells: 10 pixels, a little more than the coding grid's step."""
 CELL_INPUTS = 9
@@ -92,35 +92,42 @@ def local_mean(x: Tensor) -> Tensor:
     return F.avg_pool2d(rows, (1, size), stride=1, padding=(0, pad), count_include_pad=False)
 
 
-def cell_inputs(tile: Tensor) -> Tensor:
-    """B, 3, 3, H, W of Y, Cb, Cr in 0..1 -> B * 3, 9, H / 2, W / 2, fp32."""
+def cell_inputs(tile: Tensor, damage: Tensor) -> Tensor:
+    """B, 3, 3, H, W of Y, Cb, Cr in 0..1 and B RMS errors -> B * 3, 9, H / 2, W / 2, fp32."""
     luma = tile[:, 0].flatten(0, 1)[:, None]
     chroma = F.avg_pool2d(tile[:, 1:].transpose(1, 2).flatten(0, 1), 2)
     cells = torch.cat([F.pixel_unshuffle(luma, 2), chroma], 1)
     mean = local_mean(torch.cat([F.avg_pool2d(luma, 2), chroma], 1))
     around = torch.cat([mean[:, :1].expand(-1, 4, -1, -1), mean[:, 1:]], 1)
-    return torch.cat([(cells - around) * GAIN, mean - 0.5], 1)
+    gain = (GAIN / damage).repeat_interleave(FRAMES)[:, None, None, None]
+    return torch.cat([(cells - around) * gain, mean - 0.5], 1)
+
+
+def seen_from(cells: Tensor) -> Tensor:
+    """B * 3, 6+, h, w -> B * 3, 12, h, w: differences of the other two frames to each frame, the nearer one first.
+
+    Restoring n-1 needs n and n+1 as much as n needs both. As differences they are near zero wherever nothing moved.
+    """
+    frames = torch.unflatten(cells, 0, (-1, FRAMES))[:, :, : CELL_INPUTS - 3]
+    near = torch.stack([frames[:, 1] - frames[:, 0], frames[:, 0] - frames[:, 1], frames[:, 1] - frames[:, 2]], 1)
+    far = torch.stack([frames[:, 2] - frames[:, 0], frames[:, 2] - frames[:, 1], frames[:, 0] - frames[:, 2]], 1)
+    return torch.cat([near, far], 2).flatten(0, 1)
 
 
 class CellStem(nn.Module):
-    """Cells of 2x2 pixels of three frames -> features a frame -> tokens."""
+    """Cells of 2x2 pixels of three frames -> features a frame."""
 
     def __init__(self, channels: int, blocks: int, code: int, pattern: int):
         super().__init__()
-        self.project = nn.Conv2d(FRAMES * CELL_INPUTS + pattern, FRAMES * channels, 3, padding=1)
+        self.project = nn.Conv2d(CELL_INPUTS + 2 * (CELL_INPUTS - 3) + pattern, channels, 3, padding=1)
         self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
-        self.channels = channels
 
-    def forward(self, tile: Tensor, code: Tensor, pattern: Tensor) -> Tensor:
-        """tile: B, 3, 3, H, W; pattern: B, K, H / 2, W / 2. Returns features B * 3, C, H / 2, W / 2."""
-        cells = cell_inputs(tile)
-        batch = tile.shape[0]
-        # All three frames of a cell enter every frame's features: restoring n-1 needs n and n+1 as much as n does.
-        x = torch.cat([cells.view(batch, -1, *cells.shape[2:]).to(pattern.dtype), pattern], 1)
-        y = F.relu(self.project(x.contiguous(memory_format=torch.channels_last)))
-        features = (
-            torch.unflatten(y, 1, (FRAMES, self.channels)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        )
+    def forward(self, tile: Tensor, code: Tensor, pattern: Tensor, damage: Tensor) -> Tensor:
+        """tile: B, 3, 3, H, W; pattern: B, K, H / 2, W / 2; damage: B. Returns features B * 3, C, H / 2, W / 2."""
+        cells = cell_inputs(tile, damage)
+        place = pattern.repeat_interleave(FRAMES, 0)
+        x = torch.cat([cells.to(pattern.dtype), seen_from(cells).to(pattern.dtype), place], 1)
+        features = F.relu(self.project(x.contiguous(memory_format=torch.channels_last)))
         for block in self.blocks:
             features = block(features, code)
         return features
@@ -134,13 +141,13 @@ class CellHead(nn.Module):
         self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
         self.project = nn.Conv2d(channels, HEAD_CHANNELS, 3, padding=1)
         with torch.no_grad():  # a fresh network predicts next to nothing: it starts at its input, not at noise
-            self.project.weight.mul_(0.05)
+            self.project.weight.mul_(0.1)
 
-    def forward(self, features: Tensor, code: Tensor) -> Tensor:
-        """B * 3, C, h, w -> residual B, 3, 3, 2h, 2w (fp32)."""
+    def forward(self, features: Tensor, code: Tensor, damage: Tensor) -> Tensor:
+        """B * 3, C, h, w and B RMS errors -> residual B, 3, 3, 2h, 2w (fp32)."""
         for block in self.blocks:
             features = block(features, code)
-        y = self.project(features).float() / GAIN
+        y = self.project(features).float() * damage.repeat_interleave(FRAMES)[:, None, None, None]
         luma = F.pixel_shuffle(y[:, :4], 2)
         chroma = F.interpolate(y[:, 4:CELL_OUTPUTS], scale_factor=2.0, mode="nearest")
         residual = torch.cat([luma, chroma], 1)

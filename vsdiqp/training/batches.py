@@ -1,8 +1,9 @@
 """Pool samples -> tensors as the network takes them, with chroma treated as the filter's planes treat it."""
 
+import math
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,15 @@ from torch import Tensor
 
 from vsdiqp.network import DiQP
 from vsdiqp.network.config import DiQPConfig
-from vsdiqp.training.dataset import DecodedItem, DecodedStream, PoolDataset, Sample
+from vsdiqp.network.lost import DAMAGE
+from vsdiqp.training.dataset import DecodedItem, PoolDataset, Sample
 
 LUMA_WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 """Kr and Kb by H.273 matrix."""
+
+
+Teach = Callable[[Tensor, float, str], Tensor]
+"""Luma 3, h, w of three frames, QP, codec -> what to add to the middle one, h, w."""
 
 
 @dataclass
@@ -30,6 +36,8 @@ class Batch:
     chroma_true: Tensor
     error: Tensor
     """B, 3: mean squared luma error of the whole decoded frames."""
+    typical: Tensor
+    """B: squared error that is usual at the sample's QP."""
     location: Tensor
     """6, B, 1."""
     decay: Tensor
@@ -41,6 +49,10 @@ class Batch:
     ahead: Tensor | None
     """B, 3 (colour), h, w: the look-ahead frame's tile."""
     matrix: list[int]
+    taught: Tensor | None = None
+    """B, h, w: what the teacher would add to the luma of one frame of each sample."""
+    taught_frame: Tensor | None = None
+    """B: which frame that is."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -98,7 +110,16 @@ def normalised(samples: np.ndarray, bits: int, chroma: bool) -> Tensor:
 class Batches:
     """Endless batches from a pool, made ahead in a thread; also measures every stream's error once."""
 
-    def __init__(self, dataset: PoolDataset, network: DiQP, batch: int, seed: int, refresh_every: int):
+    def __init__(
+        self,
+        dataset: PoolDataset,
+        network: DiQP,
+        batch: int,
+        seed: int,
+        refresh_every: int,
+        teach: Teach | None = None,
+    ):
+        self.teach = teach
         self.dataset, self.network, self.batch, self.refresh_every = dataset, network, batch, refresh_every
         self.rng = np.random.default_rng(seed)
         self._errors: dict[tuple[int, int], Tensor] = {}
@@ -125,7 +146,16 @@ class Batches:
         for item, index, sample in drawn:
             error = self.stream_error(item, index)
             errors.append(error[sample.middle - 1 : sample.middle + 2])
-        return collate([s for _, _, s in drawn], torch.stack(errors), self.network, self.rng)
+        batch = collate([s for _, _, s in drawn], torch.stack(errors), self.network, self.rng)
+        if self.teach is not None:
+            frames = self.rng.integers(0, 3, self.batch)
+            taught = []
+            for luma, n, (_, _, sample) in zip(batch.luma, frames, drawn, strict=True):
+                # The ends of a triplet have one neighbour, for the network as for its teacher.
+                around = luma[[max(n - 1, 0), n, min(n + 1, 2)]]
+                taught.append(self.teach(around, sample.qp, sample.codec))
+            batch.taught, batch.taught_frame = torch.stack(taught), torch.from_numpy(frames)
+        return batch
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches, two made ahead."""
@@ -158,6 +188,14 @@ class Batches:
                 yield got
         finally:
             stop.set()
+
+
+def typical_error(qp: float, codec: str) -> float:
+    """Mean squared luma error (0..1 scale) that is usual at a QP: from the polynomial the networks start from."""
+    low, high = {"hevc": (12, 51), "av1": (40, 255)}[codec]
+    t = 2 * (min(max(qp, low), high) - low) / (high - low) - 1
+    a, b, c = DAMAGE[codec]
+    return math.exp(2 * (a + b * t + c * t * t))
 
 
 def collate(samples: list[Sample], error: Tensor, network: DiQP, rng: np.random.Generator) -> Batch:
@@ -197,6 +235,7 @@ def collate(samples: list[Sample], error: Tensor, network: DiQP, rng: np.random.
         luma_true=torch.stack([normalised(s.y_true, s.bits, False) for s in samples]),
         chroma_true=torch.stack([normalised(s.c_true, s.bits, True) for s in samples]),
         error=error,
+        typical=torch.tensor([typical_error(s.qp, s.codec) for s in samples]),
         location=torch.stack(locations, 1)[..., None],
         decay=torch.tensor(decays, dtype=torch.float32).view(-1, 1, 1, 1, 1),
         qp=torch.tensor([s.qp for s in samples]),
@@ -218,9 +257,3 @@ def predict(network: torch.nn.Module, config: DiQPConfig, batch: Batch) -> tuple
         ahead_scaled = batch.whole[:, :, 1:]
         ahead_tile = torch.stack([tile[:, :, 2], batch.ahead], 2)
     return tile, network(tile, around, ahead_tile, ahead_scaled, batch.location, batch.decay)
-
-
-def streams_of(dataset: PoolDataset, index: int) -> tuple[DecodedItem, tuple[DecodedStream, ...]]:
-    """An item and its encodes."""
-    item = dataset.load_item(index)
-    return item, item.degraded

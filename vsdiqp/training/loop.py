@@ -23,8 +23,10 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
 from vsdiqp.training.batches import Batches, collate, predict
 from vsdiqp.training.dataset import PoolDataset
-from vsdiqp.training.loss import luma_gain, training_loss
+from vsdiqp.training.loss import imitation_loss, luma_gain, training_loss
+from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings
+from vsdiqp.training.teacher import Teacher
 
 STATE = "state.pt"
 LOG = "log.csv"
@@ -141,12 +143,13 @@ class Trainer:
         self.model: nn.Module = self.network
         if self.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.network, find_unused_parameters=True)
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
+        matrices, rest = split(self.network) if settings.optimiser == "muon" else ([], list(self.network.parameters()))
+        common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        # Muon's rate is one that AdamW would find high.
+        small = [{"params": rest, "scale": 0.5 if matrices else 1.0}]
+        self.optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(small, betas=settings.betas, **common)]
+        if matrices:
+            self.optimisers.append(Muon(matrices, **common))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.out = Path(settings.out)
@@ -177,7 +180,7 @@ class Trainer:
             "best": self.best,
             "network": self.network.state_dict(),
             "average": self.average.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "scaler": self.scaler.state_dict(),
             "config": json.dumps(self.settings.network.to_dict(), sort_keys=True),
         }
@@ -200,7 +203,8 @@ class Trainer:
             raise DiqpError(f"{path} belongs to another network; give another --out, or remove it to start over")
         self.network.load_state_dict(state["network"])
         self.average.network.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.say(f"resumed at step {self.step} after {self.seconds / 60:.0f} minutes of training")
@@ -219,24 +223,37 @@ class Trainer:
         )
         validation = PoolDataset(s.validation, codecs=s.network.codecs, qp="nominal") if s.validation else None
         # A resumed run draws other samples than the ones it has seen, and every process its own.
-        batches = iter(Batches(dataset, self.network, s.batch, s.seed + 1000 * self.rank + self.step, s.refresh_every))
+        seed = s.seed + 1000 * self.rank + self.step
+        teach = Teacher.load(s.teacher).residual if s.teacher and self.step < s.teacher_steps[1] else None
+        source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach)
+        batches = iter(source)
         started, before = time.monotonic(), self.seconds
-        gains, loss_sum, since = Gains(), 0.0, 0
+        gains, loss_sum, imitated, since = Gains(), 0.0, 0.0, 0
         self.network.train()
         while self.step < s.steps and not (s.minutes and time.monotonic() - started > s.minutes * 60):
             batch = next(batches).to(self.device)
             rate = learning_rate(self.step, s)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            self.optimiser.zero_grad(set_to_none=True)
+            for optimiser in self.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * group.get("scale", 1.0)
+                optimiser.zero_grad(set_to_none=True)
             with autocast(self.device, s.precision):
                 tile, restored = predict(self.model, s.network, batch)
             loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
+            if batch.taught is not None:
+                alone, end = s.teacher_steps
+                share = min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
+                imitation = imitation_loss(tile, restored.float(), batch)
+                imitated, loss = imitated + imitation.item(), share * imitation + (1 - 0.95 * share) * loss
+                if self.step >= end:
+                    source.teach = None
             self.scaler.scale(loss).backward()
             if s.clip_norm:
-                self.scaler.unscale_(self.optimiser)
+                for optimiser in self.optimisers:
+                    self.scaler.unscale_(optimiser)
                 nn.utils.clip_grad_norm_(self.network.parameters(), s.clip_norm)
-            self.scaler.step(self.optimiser)
+            for optimiser in self.optimisers:
+                self.scaler.step(optimiser)
             self.scaler.update()
             self.step += 1
             self.seconds = before + time.monotonic() - started
@@ -245,8 +262,10 @@ class Trainer:
                 gains.add(luma_gain(tile, restored.float(), batch, s.network), batch.qp, batch.codec)
             loss_sum, since = loss_sum + loss.item(), since + 1
             if self.step % 50 == 0:
+                if imitated:
+                    self.say(f"distance to the teacher {imitated / since:.4f}")
                 self._report(loss_sum / since, rate, gains, len(dataset), time.monotonic() - started)
-                loss_sum, since = 0.0, 0
+                loss_sum, imitated, since = 0.0, 0.0, 0
             if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
                 self._validate(validation)
             if self.step % s.save_every == 0:

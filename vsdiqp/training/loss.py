@@ -8,8 +8,9 @@ from vsdiqp.network.config import DiQPConfig
 from vsdiqp.training.batches import Batch, to_colour, unsited
 
 CHARBONNIER_EPSILON = 1e-3
-ERROR_FLOOR = 2e-6
-"""57 dB: below, a clip has nothing to gain that anybody could see, and must not dominate the relative loss."""
+ERROR_FLOOR = 0.1
+"""Share of the error typical at a QP that is added to a frame's own: frames over 10 dB better than usual have next to
+nothing to gain, and must not dominate the relative loss."""
 
 
 def charbonnier(difference: Tensor) -> Tensor:
@@ -37,13 +38,21 @@ def training_loss(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConf
         if kind == "charbonnier":
             return charbonnier(restored - truth)
         error = (restored - truth).square().mean((1, 3, 4))
-        return (error / (batch.error + ERROR_FLOOR)).mean()
+        return (error / (batch.error + ERROR_FLOOR * batch.typical[:, None])).mean()
     luma, colour = planes_error(tile, restored, batch)
     if kind == "charbonnier":
         return charbonnier(luma) + chroma * 2 * charbonnier(colour)
-    scale = 1 / (batch.error + ERROR_FLOOR)
+    scale = 1 / (batch.error + ERROR_FLOOR * batch.typical[:, None])
     loss = (luma.square().mean((2, 3)) * scale).mean()
     return loss + chroma * 2 * (colour.square().mean((1, 3, 4)) * scale).mean()
+
+
+def imitation_loss(tile: Tensor, restored: Tensor, batch: Batch) -> Tensor:
+    """Squared distance of the luma residual to the teacher's, in units of the damage to expect, scaled to compare."""
+    assert batch.taught is not None and batch.taught_frame is not None
+    rows = torch.arange(len(batch.taught), device=tile.device)
+    residual = (restored - tile)[rows, 0, batch.taught_frame]
+    return 10 * ((residual - batch.taught).square().mean((1, 2)) / batch.typical).mean()
 
 
 def luma_gain(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig) -> Tensor:

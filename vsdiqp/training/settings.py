@@ -29,6 +29,8 @@ class TrainSettings:
     """Samples a step and process."""
     crop: int = 128
     """Side of a sample in pixels, a multiple of the network's."""
+    optimiser: str = "adamw"
+    """"adamw" (the paper's), or "muon" for weight matrices with AdamW for the rest."""
     learning_rate: float = 2e-4
     final_learning_rate: float = 1e-6
     warmup: int = 500
@@ -43,6 +45,10 @@ class TrainSettings:
     """"charbonnier" (the paper's), or "relative": squared error over the whole frame's error before restoration."""
     chroma_weight: float = 0.1
     """Weight of each chroma plane beside luma; for colour "ycbcr" only."""
+    teacher: str = ""
+    """File of closed-form filters (``vsdiqp train --fit-teacher``) to imitate first; empty starts with the truth."""
+    teacher_steps: tuple[int, int] = (1000, 2000)
+    """Imitate alone up to the first step, then fade to the truth until the second."""
     precision: str = "bf16"
     """"fp32", "bf16" or "fp16" (GPU only, with a gradient scaler)."""
     seed: int = 1
@@ -89,6 +95,8 @@ def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -
     settings = TrainSettings(network=DiQPConfig.from_dict(network), **cleaned)
     if settings.crop % settings.network.multiple:
         raise DiqpError(f"crop is {settings.crop}; this network needs a multiple of {settings.network.multiple}")
+    if settings.optimiser not in ("adamw", "muon"):
+        raise DiqpError(f"optimiser is {settings.optimiser!r}; give adamw or muon")
     if settings.loss not in ("charbonnier", "relative"):
         raise DiqpError(f"loss is {settings.loss!r}; give charbonnier or relative")
     return settings
