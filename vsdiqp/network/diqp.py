@@ -106,7 +106,8 @@ class DiQP(nn.Module):
     def to_precision(self, dtype: torch.dtype) -> "DiQP":
         """Run the body in ``dtype`` (fp32, fp16 or bf16).
 
-        Inputs and last sums stay fp32, and so do stem and head where they work on single pixels. Prepared weights are made in fp32 first and rounded once.
+        Inputs and last sums stay fp32, and so do stem and head where they work on single pixels. Prepared weights are
+        made in fp32 first and rounded once.
         """
         self.prepare()
         for name, child in self.named_children():

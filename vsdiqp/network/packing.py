@@ -105,8 +105,8 @@ class PackedConv(Packed):
 class PackedDepthwise(Packed):
     """Depthwise Conv3d ``taps`` x3x3, padded to keep its shape, as a grouped 2-D convolution.
 
-    With 3 taps in time a group is a channel's 3 frames; with 1 tap frames don't meet and every packed channel is a group
-    of its own, which CPU libraries run four times faster.
+    With 3 taps in time a group is a channel's 3 frames; with 1 tap frames don't meet and every packed channel is a
+    group of its own, which CPU libraries run four times faster.
     """
 
     def __init__(self, channels: int, taps: int = 3):

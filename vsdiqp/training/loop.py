@@ -52,8 +52,8 @@ class Average:
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after optimiser step ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        own, new = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(own, new, 1 - decay)
+        for own, new in zip(self.network.parameters(), network.parameters(), strict=True):
+            own.lerp_(new, 1 - decay)
 
 
 class Gains:
@@ -144,12 +144,14 @@ class Trainer:
         if self.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.network, find_unused_parameters=True)
         matrices, rest = split(self.network) if settings.optimiser == "muon" else ([], list(self.network.parameters()))
-        common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        rate, decay = settings.learning_rate, settings.weight_decay
         # Muon's rate is one that AdamW would find high.
         small = [{"params": rest, "scale": 0.5 if matrices else 1.0}]
-        self.optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(small, betas=settings.betas, **common)]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(small, lr=rate, betas=settings.betas, weight_decay=decay)
+        ]
         if matrices:
-            self.optimisers.append(Muon(matrices, **common))
+            self.optimisers.append(Muon(matrices, lr=rate, weight_decay=decay))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.out = Path(settings.out)
@@ -247,7 +249,7 @@ class Trainer:
                 imitated, loss = imitated + imitation.item(), share * imitation + (1 - 0.95 * share) * loss
                 if self.step >= end:
                     source.teach = None
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             if s.clip_norm:
                 for optimiser in self.optimisers:
                     self.scaler.unscale_(optimiser)

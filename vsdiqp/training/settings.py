@@ -1,7 +1,7 @@
 """What a training run is made of: one TOML file, read into frozen dataclasses."""
 
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,6 @@ class TrainSettings:
     """Checkpoint whose weights to start from; parameters that do not fit stay as they are."""
     origin: str = ""
     """How the weights were made; goes into the checkpoint."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -> TrainSettings:
@@ -91,7 +90,7 @@ def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -
         raise DiqpError(f"{path} has unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     if not values.get("pool"):
         raise DiqpError("no training pool: give --pool FOLDER, made with 'vsdiqp pool SOURCES FOLDER'")
-    cleaned = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    cleaned: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     settings = TrainSettings(network=DiQPConfig.from_dict(network), **cleaned)
     if settings.crop % settings.network.multiple:
         raise DiqpError(f"crop is {settings.crop}; this network needs a multiple of {settings.network.multiple}")

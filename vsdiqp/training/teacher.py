@@ -87,7 +87,7 @@ class Teacher:
         out = torch.empty(values.shape[1])
         order = classes.argsort()
         counts = torch.bincount(classes, minlength=CLASSES).tolist()
-        for kind, here in enumerate(order.split(counts)):
+        for kind, here in enumerate(torch.split(order, counts)):
             if len(here):
                 out[here] = filters[kind] @ values[:, here]
         return out.view(frames.shape[1:]) * damage
@@ -120,7 +120,7 @@ def fit(dataset: PoolDataset, limit: int, seed: int = 0, ridge: float = 3e-3) ->
             weight = 1 / (float(error.square().mean()) + 0.1)
             values, classes, target = features(frames), classify(frames[1:2])[0].flatten(), error.flatten()
             order = classes.argsort()
-            for kind, here in enumerate(order.split(torch.bincount(classes, minlength=CLASSES).tolist())):
+            for kind, here in enumerate(torch.split(order, torch.bincount(classes, minlength=CLASSES).tolist())):
                 if not len(here):
                     continue
                 own = values[:, here]
