@@ -157,6 +157,15 @@ def test_compare_reads_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
+def test_more_bits_change_no_score_of_the_input(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", 3)
+    (plain,) = evaluate([clip], {"hevc": [40]}, [Input()], tmp_path, Settings())
+    (deep,) = evaluate([clip], {"hevc": [40]}, [Input()], tmp_path, Settings(bits=16))
+    assert deep.scores.y_psnr == pytest.approx(plain.scores.y_psnr, abs=1e-4)
+    assert deep.scores.rgb_psnr == pytest.approx(plain.scores.rgb_psnr, abs=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not vmaf.available(), reason="this FFmpeg has no libvmaf")
 def test_vmaf_falls_with_quality(tmp_path: Path) -> None:
     reference = Reference.open(write_clip(tmp_path / "clip.mkv", width=192, height=128))

@@ -8,8 +8,9 @@ import vapoursynth as vs
 
 from vsdiqp.errors import DiqpError
 from vsdiqp.evaluation import classics
+from vsdiqp.evaluation.evaluate import with_bits
 from vsdiqp.evaluation.restorers import Diqp, Input, parse_method, parse_methods
-from vsdiqp.evaluation.video import map_luma, settle_colour
+from vsdiqp.evaluation.video import map_luma, plane, settle_colour
 
 
 def ramp(bits: int = 8, frames: int = 5) -> vs.VideoNode:
@@ -64,13 +65,13 @@ def test_input_changes_nothing() -> None:
 
 @pytest.mark.parametrize("bits", [8, 10])
 def test_a_frame_function_sees_its_neighbours_with_the_ends_repeated(bits: int) -> None:
-    peak = (1 << bits) - 1
+    one = 255 << (bits - 8)
     seen: dict[int, tuple[int, int]] = {}
 
     def note(before: np.ndarray, current: np.ndarray, after: np.ndarray) -> np.ndarray:
-        around = (round(float(before[0, 0]) * peak), round(float(after[0, 0]) * peak))
-        seen[round(float(current[0, 0]) * peak)] = around
-        return current + np.float32(2.4 / peak)
+        around = (round(float(before[0, 0]) * one), round(float(after[0, 0]) * one))
+        seen[round(float(current[0, 0]) * one)] = around
+        return current + np.float32(2.4 / one)
 
     clip = map_luma(ramp(bits), note)
     assert [luma(clip, n) for n in range(5)] == [2, 3, 4, 5, 6]  # rounded once
@@ -83,6 +84,14 @@ def test_results_are_clipped_to_the_range() -> None:
     assert luma(clip, 4) == 0
     clip = map_luma(ramp(), lambda before, current, after: current + 2)
     assert luma(clip, 4) == 255
+
+
+def test_depths_lie_on_one_scale() -> None:
+    clip = ramp().std.Expr(["x 200 +", ""])
+    deep = with_bits(clip, 16)
+    assert deep.format.bits_per_sample == 16
+    for n in range(2):
+        assert np.array_equal(plane(deep.get_frame(n), 0), plane(clip.get_frame(n), 0))
 
 
 def test_colour_is_settled_by_size_where_the_clip_does_not_say() -> None:

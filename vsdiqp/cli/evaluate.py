@@ -38,6 +38,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--frames", type=int, default=30, help="at most so many frames a clip (default 30; 0: all)")
     parser.add_argument("--ssim-every", type=int, default=3, help="SSIM on every N-th frame (default 3; 0: never)")
     parser.add_argument("--vmaf", action="store_true", help="also VMAF, where FFmpeg has libvmaf")
+    parser.add_argument(
+        "--bits", type=int, choices=range(8, 17), metavar="BITS", help="restore with 8 to 16 bits a sample"
+    )
     parser.add_argument("--tune-classics", metavar="JSON", help="instead: tune the classic filters on the clips")
     parser.add_argument("--fit-closed-form", nargs=2, metavar=("POOL", "FILE"), help="instead: fit the closed form")
 
@@ -115,7 +118,7 @@ def _evaluate(
     from vsdiqp.evaluation.restorers import parse_methods
 
     methods = parse_methods([*args.methods, *(classics.FILTERS if args.classics else ())])
-    settings = Settings(args.frames or None, args.ssim_every, args.vmaf)
+    settings = Settings(args.frames or None, args.ssim_every, args.vmaf, args.bits)
     results = evaluate(clips, qps, methods, args.out, settings, progress)
     paths = report.write(results, settings, args.out)
     print(report.overview(report.Table(results)))

@@ -98,7 +98,7 @@ FILTERS: dict[str, Filter] = {
         _deblock, {"quant": (8, 12, 16, 20, 24, 28, 32, 38), "offset": (0, 6, 12)}, "deblock", "vapoursynth-deblock"
     ),
     "mdegrain": Filter(
-        _mdegrain, {"thsad": (50, 100, 200, 400, 800), "radius": (1, 2, 3)}, "mv", "vapoursynth-mvtools"
+        _mdegrain, {"thsad": (50, 100, 200, 400, 800, 1600), "radius": (1, 2, 3, 4, 6)}, "mv", "vapoursynth-mvtools"
     ),
     "temporalsoften": Filter(
         _temporal_soften, {"threshold": (1, 2, 3, 5), "radius": (1, 2)}, "zsmooth", "vapoursynth-zsmooth"
@@ -155,7 +155,7 @@ class Tuned:
     """dB of luma PSNR over the input, mean over clips."""
 
 
-def tune(name: str, codec: str, qp: float, pairs: Sequence[tuple[Node, Node]], frames: int = 3) -> Tuned:
+def tune(name: str, codec: str, qp: float, pairs: Sequence[tuple[Node, Node]], frames: int = 12) -> Tuned:
     """The settings with the largest mean gain over clips, given as pairs of (source, decoded).
 
     At most `frames` frames of each clip are looked at, from its third of time on, so that temporal filters have

@@ -129,10 +129,11 @@ class ClosedForm:
 
     def save(self, path: str | Path) -> None:
         """Writes a .safetensors file (half precision: the filters are small numbers of few digits)."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         metadata = {"format": "vsdiqp closed form 1", "origin": self.origin, "centres": json.dumps(CENTRES)}
-        save_file({c: f.astype(np.float16) for c, f in self.filters.items()}, str(path), metadata)
+        # Not save_file, which makes files that their owner alone can read.
+        Path(path).write_bytes(save({c: f.astype(np.float16) for c, f in self.filters.items()}, metadata))
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "ClosedForm":
@@ -177,11 +178,15 @@ class Fitter:
         self.frames = dict.fromkeys(CENTRES, 0)
 
     def add(self, sample: Sample) -> None:
-        """One frame, weighted by 1 / its mean squared error: what is judged is a mean of logarithms over frames."""
+        """One frame, weighted by 1 / its mean squared error: what is judged is a mean of logarithms over frames.
+
+        The weight grows no further above 40 dB: there 8-bit rounding decides.
+        """
         wanted = sample.source - sample.current
         error = float(np.mean(np.square(wanted, dtype=np.float64)))
         if error < 1e-9:  # (nearly) lossless: nothing to learn, and its weight would drown the rest
             return
+        error = max(error, 1e-4)
         self.frames[sample.codec] += 1
         rows = sample.current.shape[0]
         values = features(sample.before, sample.current, sample.after, 0, rows)

@@ -26,7 +26,7 @@ from vsdiqp.evaluation.video import (
 )
 from vsdiqp.evaluation.vmaf import vmaf
 
-_SCORES_VERSION = 1  # raise when a metric's meaning changes: kept scores are then measured anew
+_SCORES_VERSION = 2  # raise when a metric's meaning changes: kept scores are then measured anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Settings:
     ssim_every: int = 3
     """SSIM on every that-manieth frame (0: never): it costs more than all else."""
     vmaf: bool = False
+    bits: int | None = None
+    """Methods get the decoded clip with this many bits a sample and answer in as many; None: as decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,11 @@ def prepare(clip: Node) -> Node:
     return settle_colour(core().resize.Bicubic(clip, **arguments))
 
 
+def with_bits(clip: Node, bits: int) -> Node:
+    """The same picture with `bits` bits a sample; with fewer than before, rounded."""
+    return core().resize.Point(clip, format=clip.format.replace(bits_per_sample=bits).id)
+
+
 def measure(source: Node, decoded: Node, restored: Node, settings: Settings) -> Iterator[FrameScores]:
     """Scores of every frame of `restored`, streaming: no more than a few frames are held."""
     previous = None
@@ -231,10 +238,21 @@ def _score(reference: Reference, encode: Path, point: Point, method: Method, set
         frames = tuple(frame_scores_from_json(f) for f in data["frames"])
         return Result(point, method.name, kbps, summarise(frames, data["vmaf"]), frames)
     decoded = reference.decode(encode)
+    if settings.bits:
+        if settings.bits < decoded.format.bits_per_sample:
+            raise DiqpError(
+                f"{reference.name} has {decoded.format.bits_per_sample} bits a sample; measure it with as many or more"
+            )
+        decoded = with_bits(decoded, settings.bits)
     restored = method.restore(decoded, point.codec, point.qp)
     if (restored.format.id, restored.num_frames) != (decoded.format.id, decoded.num_frames):
         raise DiqpError(f"{method.name} changes the clip's format or length; it cannot be measured")
     frames = tuple(measure(reference.node, decoded, restored, settings))
-    grade = vmaf((r, s) for r, s in lockstep(restored, reference.node)) if settings.vmaf else None
+    grade = None
+    if settings.vmaf:
+        # libvmaf compares clips of one depth, and knows 8 and 10 bits.
+        ten = settings.bits is not None
+        pair = [with_bits(c, 10) if ten else c for c in (restored, reference.node)]
+        grade = vmaf((r, s) for r, s in lockstep(*pair))
     write_whole(kept, json.dumps({"vmaf": grade, "frames": [f.to_json() for f in frames]}).encode())
     return Result(point, method.name, kbps, summarise(frames, grade), frames)

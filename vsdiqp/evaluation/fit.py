@@ -11,6 +11,8 @@ from vsdiqp.evaluation.metrics import Picture, psnr
 
 Progress = Callable[[int, int, str], None]
 
+_UNHARMED = 60.0  # dB
+
 
 def samples(folder: str | Path, per_item: int = 1, progress: Progress | None = None) -> Iterator[Sample]:
     """Frames of a pool that ``vsdiqp pool`` made, `per_item` from each encode at constant QP with usual offsets.
@@ -30,7 +32,7 @@ def samples(folder: str | Path, per_item: int = 1, progress: Progress | None = N
         middles = _middles(entry["frames"], entry["cuts"], per_item, number)
         if not middles:
             continue
-        peak = np.float32((1 << entry["bits"]) - 1)
+        one = np.float32(255 << (entry["bits"] - 8))
         source = decode(read_stream(folder, entry, entry["source"])).y
         for encode in entry["degraded"]:
             # Rate factors and flat quantisers put another amount of damage under the same number.
@@ -38,8 +40,8 @@ def samples(folder: str | Path, per_item: int = 1, progress: Progress | None = N
                 continue
             luma = decode(read_stream(folder, entry, encode["stream"]), encode["first"], entry["frames"]).y
             for n in middles:
-                before, current, after = (frame.astype(np.float32) / peak for frame in luma[n - 1 : n + 2])
-                yield Sample(encode["codec"], encode["qp"], before, current, after, source[n].astype(np.float32) / peak)
+                before, current, after = (frame.astype(np.float32) / one for frame in luma[n - 1 : n + 2])
+                yield Sample(encode["codec"], encode["qp"], before, current, after, source[n].astype(np.float32) / one)
 
 
 def fit_on_pool(folder: str | Path, progress: Progress | None = None, per_item: int = 1) -> ClosedForm:
@@ -54,12 +56,17 @@ def fit_on_pool(folder: str | Path, progress: Progress | None = None, per_item: 
 def gains_on_pool(
     restorer: ClosedForm, folder: str | Path, per_item: int = 1, progress: Progress | None = None
 ) -> dict[tuple[str, float], tuple[float, float, int]]:
-    """(codec, QP) to the mean and the smallest gain in luma PSNR, dB, over a pool's frames, and their number."""
+    """(codec, QP) to the mean and the smallest gain in luma PSNR, dB, over a pool's frames, and their number.
+
+    Frames that came through (nearly) unharmed are left out: whatever is done to a blank frame costs tens of dB.
+    """
     gains: dict[tuple[str, float], list[float]] = {}
     for s in samples(folder, per_item, progress):
+        before = psnr(s.current, s.source)
+        if before >= _UNHARMED:
+            continue
         restored = _rounded(correct(restorer.at(s.codec, s.qp), s.before, s.current, s.after))
-        gain = psnr(restored, s.source) - psnr(s.current, s.source)
-        gains.setdefault((s.codec, s.qp), []).append(gain)
+        gains.setdefault((s.codec, s.qp), []).append(psnr(restored, s.source) - before)
     return {point: (float(np.mean(g)), min(g), len(g)) for point, g in sorted(gains.items())}
 
 

@@ -71,13 +71,14 @@ def to_rgb(clip: Node) -> Node:
 
 
 def plane(frame: Frame, index: int) -> Picture:
-    """A plane as a float32 picture whose format's range is 1 (integers divided by 2^bits - 1, range flags ignored).
+    """A plane as a float32 picture of range 1: integers of n bits divided by 255 * 2^(n-8), range flags ignored.
 
-    That is the scale on which codec papers state PSNR: 8-bit luma errors against a peak of 255.
+    That is the scale on which codec papers state PSNR: luma errors in 8-bit steps against a peak of 255. Deeper samples
+    lie on the same scale, so that depths can be compared.
     """
     array: NDArray[Any] = np.asarray(frame[index])
     if frame.format.sample_type == _sample_types().INTEGER:
-        return array.astype(np.float32) / np.float32((1 << frame.format.bits_per_sample) - 1)
+        return array.astype(np.float32) / np.float32(_one(frame))
     return array.astype(np.float32)
 
 
@@ -115,12 +116,17 @@ def map_luma(clip: Node, function: Callable[[Picture, Picture, Picture], Picture
         result = function(plane(f[0], 0), plane(f[1], 0), plane(f[2], 0))
         target = np.asarray(out[0])
         if out.format.sample_type == _sample_types().INTEGER:
-            peak = (1 << out.format.bits_per_sample) - 1
-            result = np.clip(np.floor(result * np.float32(peak) + 0.5), 0, peak)
+            highest = (1 << out.format.bits_per_sample) - 1
+            result = np.clip(np.floor(result * np.float32(_one(out)) + 0.5), 0, highest)
         target[...] = result.astype(target.dtype)
         return out
 
     return std.ModifyFrame(clip, [before, clip, after], modify)
+
+
+def _one(frame: Frame) -> int:
+    """The integer that stands for 1."""
+    return int(255 << (frame.format.bits_per_sample - 8))
 
 
 def _families() -> Any:
