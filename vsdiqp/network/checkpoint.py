@@ -121,10 +121,10 @@ def resolve(model: str | Path) -> Path:
     """The file of a shipped name or a path. Raises DiqpError naming what there is."""
     path = Path(model).expanduser()
     named = WEIGHTS / f"{model}.safetensors"
-    if path.suffix == "" and not path.exists() and named.is_file():
-        return named
     if path.is_file():
         return path
+    if path.suffix == "" and named.is_file():
+        return named
     raise DiqpError(
         f"no model {str(model)!r}: give the name of a shipped one ({', '.join(shipped()) or 'none is installed'}) or "
         f"the path of a .safetensors or released .pt checkpoint"
@@ -136,7 +136,7 @@ def read_config(model: str | Path) -> DiQPConfig:
     path = resolve(model)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, weights=False)[0]
-    return released_config(_read_released(path), path.name)
+    return _convert(_read_released(path), path)[0]
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> DiQP:
@@ -182,10 +182,14 @@ def _read_safetensors(path: Path, weights: bool) -> tuple[DiQPConfig, dict[str, 
             f"{path} is a .safetensors file, but of another program: it lacks vsdiqp's description of the network. "
             f"Accepted are files made by 'vsdiqp train' or 'vsdiqp convert', and released DiQP .pt files"
         )
-    header = json.loads(metadata[METADATA_KEY])
-    if header.get("format") != FORMAT:
-        raise DiqpError(f"{path} has format {header.get('format')!r}; this version of vsdiqp reads {FORMAT!r}")
-    return DiQPConfig.from_dict(header["config"]), state
+    try:
+        header = json.loads(metadata[METADATA_KEY])
+        form = header.get("format")
+        if form != FORMAT:
+            raise DiqpError(f"{path} has format {form!r}; this version of vsdiqp reads {FORMAT!r}: update vsdiqp")
+        return DiQPConfig.from_dict(header["config"]), state
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DiqpError(f"{path} is damaged: its description of the network cannot be read ({error!r})") from None
 
 
 def _read_released(path: Path) -> dict[str, Tensor]:
@@ -211,4 +215,6 @@ def _convert(released: Mapping[str, Tensor], path: Path) -> tuple[DiQPConfig, di
                 state[mapped] = tensor
     except KeyError as error:
         raise DiqpError(f"{path} is no complete DiQP checkpoint: {error.args[0]} is missing or unknown") from None
+    except (IndexError, AttributeError) as error:
+        raise DiqpError(f"{path} is no DiQP checkpoint: what it holds has other shapes ({error})") from None
     return config, state

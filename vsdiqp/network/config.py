@@ -81,6 +81,21 @@ class DiQPConfig:
                 raise DiqpError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
         if self.stem_scale not in (1, 2) or (self.stem_scale == 2 and self.colour != "ycbcr"):
             raise DiqpError(f"stem_scale must be 1, or 2 with colour 'ycbcr'; got {self.stem_scale}, {self.colour!r}")
+        if self.stem_scale == 2 and self.location != "continuous":
+            raise DiqpError(
+                "stem_scale 2 needs location 'continuous': its blocks are modulated by the location's vector"
+            )
+        if self.stem_scale == 1 and (self.stem_blocks or self.head_blocks):
+            raise DiqpError("stem_blocks and head_blocks are parts of stem_scale 2; give 0 of both with stem_scale 1")
+        for index, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
+            channels = self.stage_channels(index)
+            if depth and (heads < 1 or channels % heads):
+                raise DiqpError(f"stage {index} has {channels} channels, which {heads} heads do not divide")
+        if set(self.qp_range) != set(self.codecs) or not self.codecs:
+            raise DiqpError(
+                f"qp_range must name the codecs {', '.join(self.codecs) or '(none given)'} and no others; it names "
+                f"{', '.join(self.qp_range) or 'none'}"
+            )
         if self.depthwise_taps not in (1, 3):
             raise DiqpError(f"depthwise_taps must be 1 or 3; got {self.depthwise_taps}")
         if self.down_kernel not in (2, 4):
@@ -94,6 +109,12 @@ class DiQPConfig:
     def width(self, level: int) -> int:
         """Channels a frame at a level of the encoder; ``level == levels`` is the bottleneck."""
         return self.widths[level] if self.widths else self.embed_dim * 2**level
+
+    def stage_channels(self, index: int) -> int:
+        """Channels of a token (all frames) in a stage: encoder levels, the bottleneck, decoder levels from below."""
+        level = index if index <= self.levels else 2 * self.levels - index
+        doubled = 2 if index > self.levels and self.skip == "concat" else 1
+        return FRAMES * doubled * self.width(level)
 
     @property
     def multiple(self) -> int:

@@ -6,8 +6,10 @@ says which parts a network has.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vsdiqp.errors import DiqpError
 from vsdiqp.network.config import FRAMES, DiQPConfig
 from vsdiqp.network.guides import GuideChain
 from vsdiqp.network.lewin import Stage, WindowAttention
@@ -77,19 +79,25 @@ class DiQP(nn.Module):
         self.padding_around = [-(w + extra) % FRAMES for w in around]
         self.padding_ahead = [-(w + extra) % FRAMES for w in ahead]
 
+        # Without blocks at level 0 nothing there reads channels as (c, f): frames can stay whole.
+        self.frame_major = (
+            config.stem_scale == 2 and config.skip == "add" and config.depths[0] == config.depths[-1] == 0
+        )
         kernel = (3, config.down_kernel, config.down_kernel)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         for i in range(levels):
             self.encoder.append(stage(FRAMES * widths[i], i, i))
             inputs = widths[i] + (around[i] + extra + self.padding_around[i]) // FRAMES
-            self.down.append(PackedConv(inputs, widths[i + 1], kernel, stride=2, padding=(config.down_kernel - 2) // 2))
+            padding = (config.down_kernel - 2) // 2
+            whole = widths[0] if self.frame_major and i == 0 else 0
+            self.down.append(PackedConv(inputs, widths[i + 1], kernel, stride=2, padding=padding, frame_major=whole))
         self.bottleneck = stage(FRAMES * widths[levels], levels, levels)
         self.up, self.decoder = nn.ModuleList(), nn.ModuleList()
         below = widths[levels]
         for i in range(levels):
             level = levels - 1 - i
             inputs = below + (ahead[level] + extra + self.padding_ahead[level]) // FRAMES
-            self.up.append(PackedUpsample(inputs, widths[level]))
+            self.up.append(PackedUpsample(inputs, widths[level], frame_major=self.frame_major and level == 0))
             below = doubled * widths[level]
             self.decoder.append(stage(FRAMES * below, levels + 1 + i, level))
 
@@ -141,6 +149,13 @@ class DiQP(nn.Module):
         ``frames``. left, top: the tile's position in a frame of width x height pixels. Raises DiqpError for frames
         larger than the location tables and for a codec the network does not know.
         """
+        if codec not in self.config.qp_range:
+            raise DiqpError(
+                f"this checkpoint was not trained for codec {codec!r}; it knows {', '.join(self.config.codecs)}: give "
+                f"one of these as codec, or another model"
+            )
+        low, high = self.config.qp_range[codec]
+        qp = min(max(qp, low), high)
         if isinstance(self.lost, TableLocation):
             return self.lost.locate(qp, middle, frames, left, top, width, height, (tile_h, tile_w))
         return self.lost.locate(qp, codec, left, top, width, height)
@@ -162,10 +177,22 @@ class DiQP(nn.Module):
 
         around, ahead_scaled: B, 3, 2, H, W thumbnails; weight_decay: B, 1, 1, 1, 1. Returns maps of B, h, w, C.
         """
-        dtype = self.body_dtype
-        looked_around = self.look_around(around.to(dtype)) if self.look_around is not None else []
-        scaled = self.look_ahead.scaled(ahead_scaled.to(dtype), weight_decay) if self.look_ahead is not None else []
+        looked_around: list[Tensor] = []
+        scaled: list[Tensor] = []
+        if self.look_around is not None:
+            looked_around = self.look_around(self._on_grid(around))
+        if self.look_ahead is not None:
+            scaled = self.look_ahead.scaled(self._on_grid(ahead_scaled), weight_decay)
         return tuple(looked_around), tuple(scaled)
+
+    def _on_grid(self, pictures: Tensor) -> Tensor:
+        """What a guide reads: B, 3, F, H, W pictures of a tile's size on the grid of level 0, in the body's precision.
+
+        Cells of 2x2 pixels become their means, so that level 1 of a guide has the size of level 0 of the U.
+        """
+        if self.config.stem_scale == 2:
+            pictures = F.avg_pool3d(pictures, (1, 2, 2))
+        return pictures.to(self.body_dtype)
 
     def restore(
         self, tile: Tensor, ahead_tile: Tensor, guides: Guides, location: Tensor, weight_decay: Tensor
@@ -185,15 +212,14 @@ class DiQP(nn.Module):
             code, damage = self.lost.code(location).to(dtype), self.lost.damage(location).float()
             height, width = tile.shape[-2] // 2, tile.shape[-1] // 2
             features = self.stem(tile, code, tile_pattern(pattern, height, width).permute(0, 3, 1, 2), damage)
-            x = to_tokens(features)
+            x = to_tokens(features, self.frame_major)
         else:
-            features = None
             x = self.stem(tile).to(dtype)
 
         looked_around, scaled = guides
         cropped: list[Tensor] = []
         if self.look_ahead is not None:
-            cropped = self.look_ahead.cropped(ahead_tile.to(dtype), weight_decay)
+            cropped = self.look_ahead.cropped(self._on_grid(ahead_tile), weight_decay)
         ahead = [torch.cat([c, s.expand(c.shape[0], -1, -1, -1)], -1) for c, s in zip(cropped, scaled, strict=True)]
 
         skips: list[Tensor] = []
@@ -209,7 +235,7 @@ class DiQP(nn.Module):
             x = decode(x)
         if isinstance(self.head, CellHead):
             assert code is not None and damage is not None
-            return self.head(to_frames(x), code, damage)
+            return self.head(to_frames(x, self.frame_major), code, damage)
         return self.head(x).float()
 
     @staticmethod

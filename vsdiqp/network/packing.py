@@ -73,8 +73,18 @@ class Packed(nn.Module):
 class PackedConv(Packed):
     """Conv3d over (3 frames, y, x) with padding 1 in time; map B, H, W, I * 3 -> B, H', W', O * 3."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: int = 1, padding: int = 1):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, int, int],
+        stride: int = 1,
+        padding: int = 1,
+        frame_major: int = 0,
+    ):
+        """``frame_major``: that many leading channels arrive ordered frame * channels + channel (see `to_tokens`)."""
         super().__init__()
+        self.frame_major = frame_major
         self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
         self.bias = nn.Parameter(torch.zeros(outputs))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
@@ -88,6 +98,9 @@ class PackedConv(Packed):
     def pack(self) -> tuple[Tensor, Tensor]:
         """Banded 2-D weight (a matrix over patches where possible), bias repeated for the frames."""
         weight, bias = band(self.weight), self.bias.repeat_interleave(FRAMES)
+        if self.frame_major:
+            leading = torch.unflatten(weight[:, : self.frame_major * FRAMES], 1, (self.frame_major, FRAMES))
+            weight = torch.cat([leading.transpose(1, 2).flatten(1, 2), weight[:, self.frame_major * FRAMES :]], 1)
         return (weight.permute(0, 2, 3, 1).flatten(1) if self.patches else weight), bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,8 +154,10 @@ class PackedUpsample(Packed):
     O * 3 channels of its four children: one matrix product (spec/diqp-details.md, "The upsampling pair fuses").
     """
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int, outputs: int, frame_major: bool = False):
+        """``frame_major``: outputs are ordered frame * channels + channel."""
         super().__init__()
+        self.frame_major = frame_major
         self.weight = nn.Parameter(torch.empty(inputs, outputs, 2, 2, 2))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.merge_weight = nn.Parameter(torch.empty(outputs, outputs, 2, 1, 1))
@@ -162,6 +177,9 @@ class PackedUpsample(Packed):
         inputs, outputs = self.weight.shape[0], merge.shape[0]
         matrix = band(kernel).reshape(outputs * FRAMES, inputs * FRAMES, 4).permute(2, 0, 1)
         bias = merge.sum(-1) @ self.bias + self.merge_bias
+        if self.frame_major:
+            matrix = torch.unflatten(matrix, 1, (outputs, FRAMES)).transpose(1, 2)
+            return matrix.reshape(-1, inputs * FRAMES), bias.repeat(FRAMES).repeat(4)
         return matrix.reshape(-1, inputs * FRAMES), bias.repeat_interleave(FRAMES).repeat(4)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -68,21 +68,25 @@ class FrameBlock(nn.Module):
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """x: B * 3, C, h, w (frames of an item contiguous); code: B, K. Returns x's shape."""
         scale, shift = self.modulate(code).repeat_interleave(FRAMES, 0)[..., None, None].to(x.dtype).chunk(2, 1)
-        return x + self.conv2(F.relu(torch.addcmul(shift, self.conv1(x), 1 + scale)))
+        y = torch.addcmul(shift, self.conv1(x), 1 + scale).relu_()
+        return self.conv2(y).add_(x)
 
 
-def to_frames(x: Tensor) -> Tensor:
-    """Tokens B, h, w, C * 3 -> images B * 3, C, h, w in channels-last memory."""
+def to_frames(x: Tensor, frame_major: bool = False) -> Tensor:
+    """Tokens B, h, w, C * 3 -> images B * 3, C, h, w in channels-last memory.
+
+    Channels of a token are ordered c * 3 + f, or f * C + c with ``frame_major``, whose copies move whole runs of C.
+    """
     batch, height, width, _ = x.shape
-    frames = x.view(batch, height, width, -1, FRAMES).permute(0, 4, 1, 2, 3)
-    return frames.reshape(batch * FRAMES, height, width, -1).permute(0, 3, 1, 2)
+    frames = x.view(batch, height, width, FRAMES, -1) if frame_major else x.view(batch, height, width, -1, FRAMES).mT
+    return frames.permute(0, 3, 1, 2, 4).reshape(batch * FRAMES, height, width, -1).permute(0, 3, 1, 2)
 
 
-def to_tokens(x: Tensor) -> Tensor:
+def to_tokens(x: Tensor, frame_major: bool = False) -> Tensor:
     """Images B * 3, C, h, w -> tokens B, h, w, C * 3: the inverse of `to_frames`."""
     images, channels, height, width = x.shape
-    frames = x.permute(0, 2, 3, 1).reshape(images // FRAMES, FRAMES, height, width, channels)
-    return frames.permute(0, 2, 3, 4, 1).flatten(3)
+    frames = x.permute(0, 2, 3, 1).reshape(images // FRAMES, FRAMES, height, width, channels).permute(0, 2, 3, 1, 4)
+    return (frames if frame_major else frames.mT).flatten(3)
 
 
 def local_mean(x: Tensor) -> Tensor:
@@ -147,8 +151,8 @@ class CellHead(nn.Module):
         """B * 3, C, h, w and B RMS errors -> residual B, 3, 3, 2h, 2w (fp32)."""
         for block in self.blocks:
             features = block(features, code)
-        y = self.project(features).float() * damage.repeat_interleave(FRAMES)[:, None, None, None]
+        y = self.project(features)[:, :CELL_OUTPUTS].float() * damage.repeat_interleave(FRAMES)[:, None, None, None]
         luma = F.pixel_shuffle(y[:, :4], 2)
-        chroma = F.interpolate(y[:, 4:CELL_OUTPUTS], scale_factor=2.0, mode="nearest")
+        chroma = F.interpolate(y[:, 4:], scale_factor=2.0, mode="nearest")
         residual = torch.cat([luma, chroma], 1)
         return torch.unflatten(residual, 0, (-1, FRAMES)).transpose(1, 2)
