@@ -26,6 +26,8 @@ DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfl
 FORM_VARIABLE: Final = "VSDIQP_CUDA_NETWORK"
 COMPILE_MODE: Final = "max-autotune-no-cudagraphs"
 FORMS: Final = ("fused", "compile", "eager")
+FREE_TILES: Final = True
+"""See `vsdiqp.backends.free_tiles`."""
 SLOTS: Final = 2
 """Runs in flight on each GPU: while one computes, another's planes travel."""
 

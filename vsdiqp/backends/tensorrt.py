@@ -1,0 +1,309 @@
+"""The network as a TensorRT engine, made by Torch-TensorRT; planes, tiles and slots are the CUDA backend's.
+
+torch.export -> torch_tensorrt.dynamo -> one engine. The engine is strongly typed: numbers have the types that the
+module gives them (`DiQP.to_precision`). Tile sides are fixed, so one engine serves every video size; the batch is a
+range. Guides of whole frames run in torch, once a group, and go in as inputs.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from vsdiqp import __version__
+from vsdiqp.backends import cuda
+from vsdiqp.backends.base import Network, Task
+from vsdiqp.backends.cuda import DTYPES, GpuBackend
+from vsdiqp.backends.device import Device
+from vsdiqp.backends.engine_cache import EngineCache, EngineKey
+from vsdiqp.backends.memory import Size
+from vsdiqp.backends.slots import Predictor
+from vsdiqp.errors import DiqpError
+from vsdiqp.network import DiQP
+
+BATCHES: Final = (1, 2, 4, 8)
+"""Largest batches that engines are built for: fewer engines serve more video sizes."""
+
+_log = logging.getLogger("vsdiqp")
+
+
+def unavailable() -> str | None:
+    """Why there is no TensorRT here. A torch-tensorrt that can't be imported is a reason, not an exception."""
+    reason = cuda.unavailable()
+    if reason is not None:
+        return reason
+    if importlib.util.find_spec("torch_tensorrt") is None:
+        return 'torch-tensorrt is not installed: pip install "vsdiqp[tensorrt]"'
+    try:
+        import torch_tensorrt  # noqa: F401
+    except Exception as error:  # it raises plain Exception when TensorRT's libraries are missing
+        return f"torch-tensorrt can't be imported ({type(error).__name__}: {error})"
+    return None
+
+
+def open_backend(task: Task) -> GpuBackend:
+    """The network as an engine on the GPUs of the task; builds the engine if there is none. Raises DiqpError."""
+    devices = cuda.cuda_devices(task.device)
+    precision = "fp16" if task.precision == "auto" else task.precision
+    cache, compiler = EngineCache(), TorchTensorRT()
+
+    def predictor(network: Network, device: Device, size: Size) -> Predictor:
+        if not isinstance(network, DiQP):
+            raise DiqpError("backend 'tensorrt' runs DiQP networks only; use backend='cuda'")
+        tile = (size.plan.columns.side, size.plan.rows.side)
+        return engine_network(network, device, tile, size.batch, precision, compiler, cache)
+
+    # TensorRT keeps state in an execution context that a graph of ours would not see.
+    return GpuBackend(task, devices, precision, "tensorrt", predictor, record=False)
+
+
+class Compiler(Protocol):
+    """What makes and runs engines; the tests have a stand-in."""
+
+    def versions(self) -> dict[str, str]:
+        """``tensorrt``, ``torch_tensorrt``."""
+        ...
+
+    def build(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor], batch: int) -> bytes:
+        """An engine for batches from 1 to ``batch``; the first dimension of the batched inputs is the batch."""
+        ...
+
+    def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., Tensor]:
+        """The engine as a function of the inputs with these names."""
+        ...
+
+
+class TileNetwork(nn.Module):
+    """What is exported: a batch of tiles with everything they need as flat arguments.
+
+    Arguments: tile, location (6, B, 1 fp32), then, where the network looks ahead, ahead_tile and decay, then the guides
+    of whole frames (batch 1), Look Around's levels first.
+    """
+
+    def __init__(self, network: DiQP) -> None:
+        super().__init__()
+        self.network = network
+        self.around, self.ahead = len(network.config.look_around), len(network.config.look_ahead)
+
+    def arguments(
+        self, tile: Tensor, ahead_tile: Tensor, guides: Any, location: Tensor, weight_decay: Tensor
+    ) -> tuple[Tensor, ...]:
+        """`DiQP.predict`'s arguments as this module's."""
+        ahead = (ahead_tile, weight_decay) if self.ahead else ()
+        return (tile, location, *ahead, *guides[0], *guides[1])
+
+    def batched(self, index: int) -> int | None:
+        """The dimension of an argument that is the batch; None where there is none."""
+        return {0: 0, 1: 1, 2: 0 if self.ahead else None}.get(index)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The residual: B, 3, 3, H, W."""
+        tile, location, *rest = inputs
+        ahead, decay = tile[:, :, :2], location[:1, :1]
+        if self.ahead:
+            ahead, decay, *rest = rest
+        guides = (tuple(rest[: self.around]), tuple(rest[self.around :]))
+        return self.network.predict(tile, ahead, guides, location, decay)
+
+
+class EngineNetwork:
+    """A predictor whose tiles go through an engine."""
+
+    def __init__(self, tiles: TileNetwork, run: Callable[..., Tensor]) -> None:
+        self._tiles, self._run = tiles, run
+
+    def frame_guides(self, around: Tensor, ahead_scaled: Tensor, weight_decay: Tensor) -> Any:
+        """See `DiQP.frame_guides`."""
+        return self._tiles.network.frame_guides(around, ahead_scaled, weight_decay)
+
+    def predict(self, tile: Tensor, ahead_tile: Tensor, guides: Any, location: Tensor, weight_decay: Tensor) -> Tensor:
+        """See `DiQP.predict`."""
+        return self._run(*self._tiles.arguments(tile, ahead_tile, guides, location.float(), weight_decay))
+
+
+def example_inputs(tiles: TileNetwork, tile: tuple[int, int], batch: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Arguments of `TileNetwork` for tiles (width, height); their numbers mean nothing."""
+    config = tiles.network.config
+    height, width = tile[1], tile[0]
+
+    def pictures(items: int, frames: int, size: tuple[int, int]) -> Tensor:
+        return torch.zeros(items, 3, frames, *size, device=device)
+
+    thumbnail = config.guide_size or (height, width)
+    decay = torch.ones(1, 1, 1, 1, 1, device=device)
+    with torch.no_grad():
+        around = pictures(1, 2, thumbnail if config.uses_around else (0, 0))
+        guides = tiles.network.frame_guides(around, pictures(1, 2, thumbnail), decay)
+    location = torch.zeros(6, batch, 1, device=device)
+    return tiles.arguments(
+        pictures(batch, 3, (height, width)), pictures(batch, 2, (height, width)), guides, location, decay
+    )
+
+
+def export(tiles: TileNetwork, inputs: tuple[Tensor, ...], batch: int) -> torch.export.ExportedProgram:
+    """The module as a graph for batches from 1 to ``batch``; with 1, the batch is fixed."""
+    size = torch.export.Dim("batch", min=1, max=batch) if batch > 1 else None
+
+    def dimensions(index: int) -> dict[int, Any] | None:
+        dimension = tiles.batched(index)
+        return {dimension: size} if size is not None and dimension is not None else None
+
+    shapes = {"inputs": tuple(dimensions(index) for index in range(len(inputs)))}
+    with torch.no_grad():
+        tiles(*inputs)  # masks are made once and kept: not inside of the trace, where tensors have no numbers
+        return torch.export.export(tiles, inputs, dynamic_shapes=shapes)
+
+
+def input_names(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """Names of the arguments, which are the names of the engine's inputs."""
+    return tuple(str(name) for name in program.graph_signature.user_inputs)
+
+
+def engine_network(
+    network: DiQP,
+    device: Device,
+    tile: tuple[int, int],
+    batch: int,
+    precision: str,
+    compiler: Compiler,
+    cache: EngineCache,
+) -> EngineNetwork:
+    """A predictor for ``network`` (fp32, the callee's own) with an engine from the cache, built if need be."""
+    largest = next((b for b in BATCHES if b >= batch), batch)
+    key = engine_key(network, device, tile, largest, precision, compiler.versions())
+    network.to_precision(DTYPES[precision])
+    tiles = TileNetwork(network.to(device.torch)).eval()
+    inputs = example_inputs(tiles, tile, largest, device.torch)
+    names: list[str] = []
+
+    def build() -> bytes:
+        program = export(tiles, inputs, largest)
+        names.extend(input_names(program))
+        engine = compiler.build(program, inputs, largest)
+        return json.dumps(names).encode() + b"\n" + engine
+
+    stored = cache.get(key, build)
+    line, _, engine = stored.partition(b"\n")
+    return EngineNetwork(tiles, compiler.load(engine, json.loads(line), device.torch))
+
+
+def engine_key(
+    network: DiQP, device: Device, tile: tuple[int, int], batch: int, precision: str, versions: dict[str, str]
+) -> EngineKey:
+    """The cache key of an engine; call it on the fp32 weights."""
+    config = json.dumps(network.config.to_dict(), sort_keys=True)
+    capability, driver = _gpu(device)
+    return EngineKey(
+        model=network.config.name,
+        weights=_hash_weights(network),
+        config=hashlib.sha256(config.encode()).hexdigest(),
+        tile=tile,
+        batch=batch,
+        precision=precision,
+        gpu=device.name,
+        capability=capability,
+        driver=driver,
+        tensorrt=versions["tensorrt"],
+        torch_tensorrt=versions["torch_tensorrt"],
+        torch=torch.__version__,
+        vsdiqp=__version__,
+    )
+
+
+class TorchTensorRT:
+    """Engines by torch-tensorrt. Imports it when used."""
+
+    def versions(self) -> dict[str, str]:
+        """See `Compiler.versions`."""
+        return {"tensorrt": _version("tensorrt"), "torch_tensorrt": _version("torch-tensorrt")}
+
+    def build(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor], batch: int) -> bytes:
+        """See `Compiler.build`."""
+        import torch_tensorrt
+        from torch_tensorrt.dynamo import convert_exported_program_to_serialized_trt_engine as convert
+
+        specifications = [_specification(torch_tensorrt, value, dims) for value, dims in _ranges(program, inputs)]
+        options: dict[str, Any] = {"arg_inputs": specifications, "device": inputs[0].device}
+        if "use_explicit_typing" in inspect.signature(convert).parameters:  # since 2.12 it knows nothing else
+            options["use_explicit_typing"] = True
+        try:
+            engine = convert(program, **options)
+        except Exception as error:
+            raise DiqpError(
+                f"TensorRT could not build the engine ({type(error).__name__}: {error}); use backend='cuda', "
+                "or report this with the versions that 'vsdiqp info' prints"
+            ) from error
+        return bytes(engine)
+
+    def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., Tensor]:
+        """See `Compiler.load`."""
+        import torch_tensorrt
+        from torch_tensorrt.dynamo import CompilationSettings
+        from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
+
+        settings = CompilationSettings(device=torch_tensorrt.Device(gpu_id=device.index or 0))
+        module = TorchTensorRTModule(
+            serialized_engine=engine,
+            input_binding_names=list(names),
+            output_binding_names=["output0"],
+            name="vsdiqp",
+            settings=settings,
+        )
+        return cast(Callable[..., Tensor], module)
+
+
+def _ranges(
+    program: torch.export.ExportedProgram, inputs: Sequence[Tensor]
+) -> list[tuple[Tensor, dict[int, tuple[int, int]]]]:
+    """For every input, the dimensions that have a range, with its ends."""
+    found = []
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for name, value in zip(input_names(program), inputs, strict=True):
+        dims: dict[int, tuple[int, int]] = {}
+        for index, size in enumerate(placeholders[name].meta["val"].shape):
+            if isinstance(size, torch.SymInt):
+                limits = program.range_constraints[size.node.expr]
+                dims[index] = (int(limits.lower), int(limits.upper))
+        found.append((value, dims))
+    return found
+
+
+def _specification(torch_tensorrt: Any, value: Tensor, dims: dict[int, tuple[int, int]]) -> Any:
+    if not dims:
+        return torch_tensorrt.Input(shape=tuple(value.shape), dtype=value.dtype)
+    smallest = tuple(dims[i][0] if i in dims else n for i, n in enumerate(value.shape))
+    largest = tuple(dims[i][1] if i in dims else n for i, n in enumerate(value.shape))
+    return torch_tensorrt.Input(min_shape=smallest, opt_shape=largest, max_shape=largest, dtype=value.dtype)
+
+
+def _hash_weights(network: nn.Module) -> str:
+    """SHA-256 of the state dict."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _gpu(device: Device) -> tuple[str, str]:
+    """Compute capability and driver version."""
+    if device.torch.type != "cuda":
+        return "none", "none"
+    from cupy.cuda import runtime
+
+    capability = torch.cuda.get_device_capability(device.torch)
+    return f"{capability[0]}.{capability[1]}", str(runtime.driverGetVersion())
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

@@ -1,0 +1,73 @@
+"""``vsdiqp engine``: build, list and remove the TensorRT engines in the user's cache folder."""
+
+import argparse
+import sys
+import time
+
+from vsdiqp.errors import DiqpError
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``engine``."""
+    parser = subparsers.add_parser("engine", help="build, list and remove cached GPU engines")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="build an engine now instead of when a script opens (takes minutes)")
+    build.add_argument("model", nargs="?", default="lite", help="a shipped name or a checkpoint (default: lite)")
+    build.add_argument("--tile", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: the model's own")
+    build.add_argument("--batch", type=int, help="largest number of tiles at once (default: 4)", default=4)
+    build.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16")
+    build.add_argument("--device", type=int, default=0, help="index of the GPU (default: 0)")
+    actions.add_parser("list", help="show the engines that are there")
+    actions.add_parser("clear", help="remove all of them")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked."""
+    from vsdiqp.backends.engine_cache import EngineCache
+
+    cache = EngineCache()
+    if args.action == "build":
+        return _build(args)
+    if args.action == "clear":
+        count, size = cache.clear()
+        print(f"removed {count} engine(s), {size / 2**20:.1f} MiB, from {cache.folder}")
+        return 0
+    entries = cache.entries()
+    for entry in entries:
+        key = entry.key
+        what = (
+            "damaged; it will be built again when needed"
+            if key is None
+            else f"{key.model} {key.tile[0]}x{key.tile[1]} batch {key.batch} {key.precision}, {key.gpu}, "
+            f"TensorRT {key.tensorrt}, driver {key.driver}"
+        )
+        print(f"{entry.path.name}  {entry.size / 2**20:.1f} MiB  {what}")
+    print(f"{len(entries)} engine(s) in {cache.folder}")
+    return 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    from vsdiqp.backends import unavailable
+
+    if args.batch < 1:
+        raise DiqpError(f"--batch is {args.batch}; it must be 1 or more")
+    reason = unavailable("tensorrt")
+    if reason is not None:
+        raise DiqpError(f"no engine can be built here: {reason}")
+    from vsdiqp.backends import cuda, tensorrt
+    from vsdiqp.backends.engine_cache import EngineCache
+    from vsdiqp.network import load_checkpoint
+
+    network = load_checkpoint(args.model)
+    config = network.config
+    tile = tuple(args.tile) if args.tile else (config.tile, config.tile)
+    if any(side < 1 or side % config.multiple for side in tile):
+        raise DiqpError(f"--tile is {tile[0]} {tile[1]}; this model takes multiples of {config.multiple}")
+    (device,) = cuda.cuda_devices([args.device])
+    started = time.monotonic()
+    print(f"building {config.name}, tiles of {tile[0]}x{tile[1]}, for {device.name} (minutes)...", file=sys.stderr)
+    tensorrt.engine_network(
+        network, device, (tile[0], tile[1]), args.batch, args.precision, tensorrt.TorchTensorRT(), EngineCache()
+    )
+    print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return 0
