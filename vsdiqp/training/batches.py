@@ -150,13 +150,14 @@ class Batches:
             error = self.stream_error(item, index)
             errors.append(error[sample.middle - 1 : sample.middle + 2])
         batch = collate([s for _, _, s in drawn], torch.stack(errors), self.network, self.rng)
-        if self.teach is not None:
+        teach = self.teach  # the loop may end the lessons while this thread is at work
+        if teach is not None:
             frames = self.rng.integers(0, 3, self.batch)
             taught = []
             for luma, n, (_, _, sample) in zip(batch.luma, frames, drawn, strict=True):
                 # The ends of a triplet have one neighbour, for the network as for its teacher.
                 around = luma[[max(n - 1, 0), n, min(n + 1, 2)]]
-                taught.append(self.teach(around, sample.qp, sample.codec))
+                taught.append(teach(around, sample.qp, sample.codec))
             batch.taught, batch.taught_frame = torch.stack(taught), torch.from_numpy(frames)
         return batch
 
