@@ -188,6 +188,8 @@ def _read_safetensors(path: Path, weights: bool) -> tuple[DiQPConfig, dict[str, 
         if form != FORMAT:
             raise DiqpError(f"{path} has format {form!r}; this version of vsdiqp reads {FORMAT!r}: update vsdiqp")
         return DiQPConfig.from_dict(header["config"]), state
+    except DiqpError:
+        raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise DiqpError(f"{path} is damaged: its description of the network cannot be read ({error!r})") from None
 

@@ -96,6 +96,9 @@ class DiQPConfig:
                 f"qp_range must name the codecs {', '.join(self.codecs) or '(none given)'} and no others; it names "
                 f"{', '.join(self.qp_range) or 'none'}"
             )
+        for codec, (low, high) in self.qp_range.items():
+            if not low < high:
+                raise DiqpError(f"qp_range of {codec} must go from a lower to a higher QP; got {low} to {high}")
         if self.depthwise_taps not in (1, 3):
             raise DiqpError(f"depthwise_taps must be 1 or 3; got {self.depthwise_taps}")
         if self.down_kernel not in (2, 4):

@@ -109,13 +109,8 @@ class ContinuousLocation(nn.Module):
         return self.project(self.code(location)).view(-1, 4, 4, self.channels)
 
     def locate(self, qp: float, codec: str, left: int, top: int, width: int, height: int) -> tuple[Tensor, float]:
-        """The numbers of one tile and a weight decay of 1. See `DiQP.locate`."""
-        if codec not in self.codecs:
-            raise DiqpError(
-                f"this checkpoint was not trained for codec {codec!r}; it knows {', '.join(self.codecs)}: give one of "
-                f"these as codec, or another model"
-            )
+        """The numbers of one tile and a weight decay of 1. See `DiQP.locate`, which checks codec and QP."""
         low, high = self.ranges[codec]
-        t = (min(max(qp, low), high) - low) / (high - low)
+        t = (qp - low) / (high - low)
         values = [2 * t - 1, 2.0 * self.codecs.index(codec) - 1, left, top, left / width, top / height]
         return torch.tensor(values, dtype=torch.float64), 1.0
