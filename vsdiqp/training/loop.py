@@ -96,13 +96,13 @@ def validate(
             # Groups as the filter forms them: 3k, 3k+1, 3k+2, here frames 3 to 5.
             sample = dataset.sample_at(item, stream, 4, (0, 0), (height, width), nominal=True)
             bits = truth.bits
-            scale = 219 * (1 << (bits - 8))
-            squared = np.square(sample.y.astype(np.float32) - sample.y_true) / scale**2
+            codes = 219 * (1 << (bits - 8))
+            squared = np.square(sample.y.astype(np.float32) - sample.y_true) / codes**2
             error = torch.from_numpy(squared.mean((1, 2)))[None]
             batch = collate([sample], error, network, rng).to(device)
             with autocast(device, precision):
                 tile, restored = predict(network, network.config, batch)
-            gain = luma_gain(tile, restored.float(), batch, network.config).mean().item()
+            gain = luma_gain(tile, restored.float(), batch, network.config, codes).mean().item()
             sums[f"{stream.codec}{stream.nominal:.0f}"].append(gain)
     result = {name: sum(v) / len(v) for name, v in sorted(sums.items())}
     everything = [g for v in sums.values() for g in v]

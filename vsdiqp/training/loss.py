@@ -55,13 +55,15 @@ def imitation_loss(tile: Tensor, restored: Tensor, batch: Batch) -> Tensor:
     return 10 * ((residual - batch.taught).square().mean((1, 2)) / batch.typical).mean()
 
 
-def luma_gain(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig) -> Tensor:
-    """Y-PSNR gain in dB of every sample and frame: B, 3."""
+def luma_gain(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig, codes: int = 0) -> Tensor:
+    """Y-PSNR gain in dB of every sample and frame: B, 3. ``codes``: code values of the range 0..1 to round to, if any."""
     if config.colour == "ycbcr":
         after = batch.luma + (restored - tile)[:, 0]
     else:
         weights = restored.new_tensor([[0.2126, 0.7152, 0.0722]])
         after = batch.luma + torch.einsum("bcfhw,bc->bfhw", restored - tile, weights.expand(len(batch.qp), -1))
+    if codes:
+        after = (after * codes).round() / codes
     before_error = (batch.luma - batch.luma_true).square().mean((2, 3)) + 1e-9
     after_error = (after.clamp(-0.1, 1.1) - batch.luma_true).square().mean((2, 3)) + 1e-9
     return 10 * torch.log10(before_error / after_error)
