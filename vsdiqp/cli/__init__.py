@@ -40,7 +40,14 @@ def _load(name: str) -> Command:
     return module
 
 
-_EXTRAS = {"skimage": "eval", "matplotlib": "eval", "rich": "eval", "cupy": "cuda", "torch_tensorrt": "tensorrt"}
+_EXTRAS = {
+    "PIL": "train",
+    "skimage": "eval",
+    "matplotlib": "eval",
+    "rich": "eval",
+    "cupy": "cuda",
+    "torch_tensorrt": "tensorrt",
+}
 
 
 def _missing(command: str, module: str) -> str:

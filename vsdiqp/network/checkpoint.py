@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vsdiqp.errors import DiqpError
@@ -166,7 +166,8 @@ def save_checkpoint(network: DiQP, path: str | Path, metadata: Mapping[str, Any]
     header = {"format": FORMAT, "config": network.config.to_dict(), **(metadata or {})}
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
-    save_file(state, partial, {METADATA_KEY: json.dumps(header)})
+    # Not save_file, which makes files that only their owner can read.
+    partial.write_bytes(save(state, {METADATA_KEY: json.dumps(header)}))
     partial.replace(target)
 
 
@@ -185,13 +186,14 @@ def _read_safetensors(path: Path, weights: bool) -> tuple[DiQPConfig, dict[str, 
     try:
         header = json.loads(metadata[METADATA_KEY])
         form = header.get("format")
-        if form != FORMAT:
-            raise DiqpError(f"{path} has format {form!r}; this version of vsdiqp reads {FORMAT!r}: update vsdiqp")
-        return DiQPConfig.from_dict(header["config"]), state
-    except DiqpError:
-        raise
+        config = DiQPConfig.from_dict(header["config"]) if form == FORMAT else None
+    except DiqpError as error:
+        raise DiqpError(f"{path}: {error}") from None
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise DiqpError(f"{path} is damaged: its description of the network cannot be read ({error!r})") from None
+    if config is None:
+        raise DiqpError(f"{path} has format {form!r}; this version of vsdiqp reads {FORMAT!r}: update vsdiqp")
+    return config, state
 
 
 def _read_released(path: Path) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def imitation_loss(tile: Tensor, restored: Tensor, batch: Batch) -> Tensor:
 
 
 def luma_gain(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig, codes: int = 0) -> Tensor:
-    """Y-PSNR gain in dB of every sample and frame: B, 3. ``codes``: code values of the range 0..1 to round to, if any."""
+    """Y-PSNR gain in dB of every sample and frame: B, 3. ``codes``: code values in 0..1 to round to, if any."""
     if config.colour == "ycbcr":
         after = batch.luma + (restored - tile)[:, 0]
     else:
