@@ -25,21 +25,28 @@ def relative_index(window: int) -> Tensor:
     return (dy + window - 1) * (2 * window - 1) + dx + window - 1
 
 
-@lru_cache(maxsize=64)
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device | str = "cpu") -> Tensor:
     """(windows, window^2, window^2): 0, or SHIFT_PENALTY between tokens of different regions of the rolled map.
 
     Regions along an axis are [0, n - window), [n - window, n - shift), [n - shift, n): Swin's nine in two dimensions.
     """
+    # What is made while a graph is traced for export is no real tensor and must not be kept.
+    make = _make_shift_mask if torch.compiler.is_compiling() else _kept_shift_mask
+    return make(height, width, window, shift, device)
 
+
+def _make_shift_mask(height: int, width: int, window: int, shift: int, device: torch.device | str) -> Tensor:
     def regions(size: int) -> Tensor:
-        index = torch.arange(size)
+        index = torch.arange(size, device=device)
         return (index >= size - window).int() + (index >= size - shift).int()
 
     region = regions(height)[:, None] * 3 + regions(width)[None, :]
     tokens = to_windows(region[None, :, :, None], window)[..., 0]
-    # Kept on its device: a copy in every forward would wait for the GPU, and could not be part of a CUDA graph.
-    return torch.where(tokens[:, :, None] == tokens[:, None, :], 0.0, SHIFT_PENALTY).to(device)
+    return torch.where(tokens[:, :, None] == tokens[:, None, :], 0.0, SHIFT_PENALTY)
+
+
+# Kept on its device: making it in every forward would cost more than using it.
+_kept_shift_mask = lru_cache(maxsize=64)(_make_shift_mask)
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
