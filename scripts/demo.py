@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=60, help="how many frames (default 60)")
     parser.add_argument("--model", help="shipped name or path of a checkpoint (default: the filter's)")
     parser.add_argument("--out", default="demo-out", help="folder of the results (default demo-out)")
-    parser.add_argument("--picture", help="PNG to draw (default: picture.png in that folder)")
+    parser.add_argument("--picture", help="PNG to draw, small (default: picture.png in that folder, large)")
     args = parser.parse_args()
     if args.frames < 4:
         parser.error("--frames must be 4 or more")
@@ -109,6 +109,8 @@ def demonstrate(args: argparse.Namespace, out: Path) -> None:
     picture = Path(args.picture or out / "picture.png")
     middle = frames // 8
     draw([Still.of(clip, middle) for clip in (damaged, restored, source)], picture, crop=80, crops=1)
+    if args.picture:
+        shrink(picture)
     report(rows, rates, asked)
     print(f"\nscript: {script}\npicture: {picture}")
 
@@ -215,6 +217,15 @@ def report(rows: Sequence[tuple[str, ClipScores]], rates: Sequence[str], asked: 
         print(f"{name:24}{psnr:>16}{ssim:>18}{rgb:>16}")
     print(f"\nframes a second: {', '.join(rates)}")
     print(f"source frames asked for, for each frame restored: {asked:.2f}")
+
+
+def shrink(picture: Path) -> None:
+    """Make a PNG as wide as pages show it."""
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        size = (840, round(image.height * 840 / image.width))
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(picture, optimize=True)
 
 
 def say(text: str) -> None:
