@@ -53,15 +53,9 @@ def arguments(net: DiQP, tile: Tensor, qp: float = 37, codec: str = "hevc", **pl
     thumbnails = picture(height, width, seed=9).expand(batch, -1, -1, -1, -1)
     future = picture(height, width, seed=5)[:, :, :1].expand(batch, -1, -1, -1, -1)
     ahead_tile = torch.cat([tile[:, :, 2:], future], 2)
-    locations, decays = location.view(6, 1, 1).expand(6, batch, 1), torch.full((batch, 1, 1, 1, 1), decay)
-    return (
-        tile,
-        thumbnails[:, :, :2],
-        ahead_tile,
-        thumbnails[:, :, 1:],
-        locations,
-        torch.full((batch, 1, 1, 1, 1), decay),
-    )
+    locations = location.view(6, 1, 1).expand(6, batch, 1)
+    decays = torch.full((batch, 1, 1, 1, 1), decay)
+    return tile, thumbnails[:, :, :2], ahead_tile, thumbnails[:, :, 1:], locations, decays
 
 
 def run(net: DiQP, tile: Tensor, **where: Any) -> Tensor:

@@ -75,19 +75,28 @@ def sited(chroma: Tensor) -> Tensor:
 
 
 def unsited(residual: Tensor) -> Tensor:
-    """The way back of a chroma residual that is constant over 2x2 pixels: the normalised transpose of interpolation."""
+    """The way back of a chroma residual ..., h, w to left-sited 4:2:0 ..., h / 2, w / 2.
+
+    The transpose of the interpolation, rows of weights normalised: horizontally (1, 2, 1) / 4, vertically
+    (1, 3, 3, 1) / 8. A frame's outermost columns weigh a little differently in the filter, where its edge is clamped.
+    """
     shape = residual.shape
-    c = F.pad(residual.reshape(-1, 1, *shape[-2:]), (1, 0, 1, 1), mode="replicate")
-    c = (c[..., :-1] + 3 * c[..., 1:]) / 4
-    return ((c[..., :-2, :] + 6 * c[..., 1:-1, :] + c[..., 2:, :]) / 8).reshape(shape)
+    r = F.pad(residual.reshape(-1, 1, *shape[-2:]), (1, 0, 1, 1), mode="replicate")
+    rows = (r[..., 0:-3:2, :] + 3 * r[..., 1:-2:2, :] + 3 * r[..., 2:-1:2, :] + r[..., 3::2, :]) / 8
+    both = (rows[..., 0:-2:2] + 2 * rows[..., 1:-1:2] + rows[..., 2::2]) / 4
+    return both.reshape(*shape[:-2], shape[-2] // 2, shape[-1] // 2)
 
 
 def full_size(chroma: Tensor, half_resolution: bool) -> Tensor:
-    """Chroma ..., h/2, w/2 -> ..., h, w as the network gets it."""
+    """Left-sited chroma ..., h/2, w/2 -> ..., h, w as the network gets it, or, for cells of 2x2, their means."""
     shape = chroma.shape
-    source = (sited(chroma) if half_resolution else chroma).reshape(-1, 1, *shape[-2:])
-    mode = "nearest" if half_resolution else "bilinear"
-    return F.interpolate(source, scale_factor=2.0, mode=mode).reshape(*shape[:-2], shape[-2] * 2, shape[-1] * 2)
+    if half_resolution:
+        full = F.interpolate(sited(chroma).reshape(-1, 1, *shape[-2:]), scale_factor=2.0, mode="nearest")
+    else:
+        c = F.pad(chroma.reshape(-1, 1, *shape[-2:]), (0, 1, 0, 0), mode="replicate")
+        across = torch.stack([c[..., :-1], (c[..., :-1] + c[..., 1:]) / 2], -1).flatten(-2)
+        full = F.interpolate(across, scale_factor=(2.0, 1.0), mode="bilinear", align_corners=False)
+    return full.reshape(*shape[:-2], shape[-2] * 2, shape[-1] * 2)
 
 
 def to_colour(luma: Tensor, chroma: Tensor, config: DiQPConfig, matrix: list[int]) -> Tensor:

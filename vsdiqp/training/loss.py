@@ -1,7 +1,6 @@
 """What training minimises."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vsdiqp.network.config import DiQPConfig
@@ -22,8 +21,7 @@ def planes_error(tile: Tensor, restored: Tensor, batch: Batch) -> tuple[Tensor, 
     """Errors in the clip's own planes of a YCbCr network: luma B, 3, h, w and chroma B, 2, 3, h/2, w/2."""
     residual = restored - tile
     luma = batch.luma + residual[:, 0] - batch.luma_true
-    halved = F.avg_pool2d(residual[:, 1:].flatten(0, 2)[:, None], 2).view_as(batch.chroma)
-    return luma, batch.chroma + unsited(halved) - batch.chroma_true
+    return luma, batch.chroma + unsited(residual[:, 1:]) - batch.chroma_true
 
 
 def training_loss(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig, kind: str, chroma: float) -> Tensor:
