@@ -74,8 +74,9 @@ def test_bands_are_mixed_without_steps(fitted: teacher.Teacher) -> None:
     frames, _ = triplet(Blurring().load_item(0))
     middle = teacher.CENTRES["hevc"][3]
     below, at, above = (fitted.residual(frames, middle + d, "hevc") for d in (-0.01, 0, 0.01))
-    assert at.abs().max() > 0
-    assert max((below - at).abs().max(), (above - at).abs().max()) < 0.02 * at.abs().max()
+    # On average: single pixels may change their class, whose limits are in units of damage.
+    assert at.square().mean() > 0
+    assert max((below - at).square().mean(), (above - at).square().mean()) < 1e-3 * at.square().mean()
     assert torch.equal(fitted.residual(frames, 2, "hevc"), fitted.residual(frames, 12, "hevc"))
 
 

@@ -79,7 +79,10 @@ def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))
         raise DiqpError(f"no training configuration {str(config)!r}: give a TOML file or one of {names}")
-    values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DiqpError(f"{path} is no valid TOML file: {error}") from None
     values.update({k: v for k, v in (overrides or {}).items() if v is not None})
     network = values.pop("network", None)
     if network is None:
@@ -98,4 +101,6 @@ def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -
         raise DiqpError(f"optimiser is {settings.optimiser!r}; give adamw or muon")
     if settings.loss not in ("charbonnier", "relative"):
         raise DiqpError(f"loss is {settings.loss!r}; give charbonnier or relative")
+    if settings.precision not in ("fp32", "bf16", "fp16"):
+        raise DiqpError(f"precision is {settings.precision!r}; give fp32, bf16 or fp16")
     return settings

@@ -1,0 +1,396 @@
+"""The training loop: its schedule, its state, and that what it trains gets better."""
+
+import csv
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vsdiqp.cli import main
+from vsdiqp.errors import DiqpError
+from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_config
+from vsdiqp.training.batches import Batch, Batches, predict, typical_error
+from vsdiqp.training.dataset import PoolDataset
+from vsdiqp.training.loop import LOG, STATE, Average, Gains, Trainer, learning_rate, validate
+from vsdiqp.training.loss import luma_gain, training_loss
+from vsdiqp.training.muon import Muon, split
+from vsdiqp.training.settings import TrainSettings, load_settings
+from vsdiqp.training.teacher import CLASSES, FEATURES, Teacher
+
+LITE = load_settings("lite", {"pool": "none"}).network
+TINY = dataclasses.replace(LITE, embed_dim=8, widths=(8, 8, 16), depths=(0, 0, 1, 0, 0), heads=(1, 1, 2, 1, 1))
+GUIDED = dataclasses.replace(TINY, look_around=(3, 5), look_ahead=(4, 3), frames_ahead=2)
+RELEASED = DiQPConfig(
+    embed_dim=4, depths=(1, 2, 1), heads=(1, 2, 2), look_around=(3,), look_ahead=(4,), tile=64, frames_ahead=2,
+    codecs=("hevc", "av1"), qp_range={"hevc": (3, 51), "av1": (3, 255)}, table_rows=(86, 151, 256, 256, 64, 64),
+)  # fmt: skip
+
+
+def tiny(pool: Path, out: Path, **changes: Any) -> TrainSettings:
+    """A run of a tiny network in fp32."""
+    settings = TrainSettings(
+        network=TINY, pool=str(pool), out=str(out), steps=3, batch=2, crop=64, optimiser="muon", learning_rate=1e-3,
+        warmup=1, loss="relative", precision="fp32", save_every=100, validate_every=100, cache_gib=0.1,
+    )  # fmt: skip
+    return dataclasses.replace(settings, **changes)
+
+
+def log(out: Path) -> list[list[str]]:
+    with (out / LOG).open(newline="") as file:
+        return list(csv.reader(file))
+
+
+# -- schedule and averages ---------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
+    s = TrainSettings(DiQPConfig(), "p", steps=1100, warmup=100, learning_rate=1.0, final_learning_rate=0.1)
+    rates = [learning_rate(step, s) for step in range(1101)]
+    assert rates[0] == pytest.approx(0.01) and rates[49] == pytest.approx(0.5) and rates[99] == rates[100] == 1
+    assert rates[600] == pytest.approx(0.55) and rates[1100] == pytest.approx(0.1) == learning_rate(2000, s)
+    assert all(a >= b for a, b in itertools.pairwise(rates[99:]))
+    assert rates[350] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_no_warm_up() -> None:
+    s = TrainSettings(DiQPConfig(), "p", steps=10, warmup=0, learning_rate=1.0)
+    assert learning_rate(0, s) == 1
+
+
+def test_averaged_weights() -> None:
+    """A young average follows quickly, an old one keeps its decay; a decay of 0 is no average."""
+    network = DiQP(TINY)
+    young, old, none = (Average(network, decay) for decay in (0.999, 0.999, 0.0))
+    name, parameter = next(iter(network.named_parameters()))
+    with torch.no_grad():
+        start = parameter.clone()
+        parameter.add_(1)
+    for average, step in ((young, 1), (old, 10**6), (none, 5)):
+        average.update(network, step)
+    moved = [(dict(a.network.named_parameters())[name] - start).mean().item() for a in (young, old, none)]
+    assert moved == pytest.approx([1 - 2 / 11, 1e-3, 1.0], abs=1e-4)
+    assert not any(p.requires_grad for p in young.network.parameters())
+
+
+def test_gains_are_told_apart_by_codec_and_qp() -> None:
+    gains = Gains()
+    gains.add(
+        torch.tensor([[1.0, 3.0], [4.0, 4.0], [0.0, 1.0]]), torch.tensor([31.0, 34.0, 255.0]), ["hevc"] * 2 + ["av1"]
+    )
+    assert gains.take() == {"hevc30+": 3.0, "av1230+": 0.5}
+    assert gains.take() == {}
+
+
+def test_typical_error_is_where_the_network_starts() -> None:
+    network = DiQP(LITE)
+    for codec, qp in (("hevc", 22), ("hevc", 51), ("hevc", 3), ("av1", 40), ("av1", 200)):
+        location, _ = network.locate(qp, codec, 1, 3, 0, 0, 64, 64, 64, 64)
+        damage = network.lost.damage(location.view(6, 1, 1)).item()  # type: ignore[operator]
+        assert typical_error(qp, codec) == pytest.approx(damage**2, rel=1e-4)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def first_losses(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The losses of a run, as they are computed."""
+    seen: list[float] = []
+
+    def watched(*args: Any) -> torch.Tensor:
+        loss = training_loss(*args)
+        seen.append(loss.item())
+        return loss
+
+    monkeypatch.setattr("vsdiqp.training.loop.training_loss", watched)
+    Trainer(settings).run()
+    return seen
+
+
+def test_a_run_writes_a_checkpoint(small_pool: Path, tmp_path: Path) -> None:
+    path = Trainer(tiny(small_pool, tmp_path, origin="a test")).run()
+    network = load_checkpoint(path)
+    assert path.name == "last.safetensors" and network.config == TINY and not network.training
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.safetensors", STATE]
+
+
+def test_a_killed_run_goes_on_at_the_step_after(
+    small_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed without warning in step 4 of 6, with state saved every second step."""
+    settings = tiny(small_pool, tmp_path, steps=6, save_every=2)
+    steps: list[int] = []
+
+    def die(*args: Any) -> torch.Tensor:
+        steps.append(trainer.step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return training_loss(*args)
+
+    monkeypatch.setattr("vsdiqp.training.loop.training_loss", die)
+    trainer = Trainer(settings)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    saved = torch.load(tmp_path / STATE, weights_only=True)
+    assert saved["step"] == 2
+    trainer = Trainer(settings)
+    assert trainer.step == 2
+    for name, tensor in trainer.network.state_dict().items():
+        assert torch.equal(tensor, saved["network"][name]), name
+    for name, tensor in trainer.average.network.state_dict().items():
+        assert torch.equal(tensor, saved["average"][name]), name
+    states = [optimiser.state_dict()["state"] for optimiser in trainer.optimisers]
+    assert all(states), "the optimisers' moments are part of the state"
+    trainer.run()
+    assert steps == [0, 1, 2, 3, 2, 3, 4, 5]
+    Trainer(settings).run()
+    assert len(steps) == 8, "a finished run has nothing left to do"
+
+
+def test_minutes_stop_a_run_resumably(small_pool: Path, tmp_path: Path) -> None:
+    settings = tiny(small_pool, tmp_path, steps=10**6, minutes=1e-4)
+    Trainer(settings).run()
+    reached = torch.load(tmp_path / STATE, weights_only=True)["step"]
+    assert 1 <= reached < 1000
+    assert Trainer(settings).step == reached
+
+
+def test_the_same_seed_trains_the_same(small_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [
+        first_losses(tiny(small_pool, tmp_path / name, steps=2, seed=seed), monkeypatch)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+    assert runs[0][0] != pytest.approx(runs[2][0], rel=1e-3)
+
+
+def test_state_of_another_network_is_refused(small_pool: Path, tmp_path: Path) -> None:
+    Trainer(tiny(small_pool, tmp_path, steps=1)).run()
+    other = dataclasses.replace(TINY, stem_blocks=0)
+    with pytest.raises(DiqpError, match=r"another network.*--out"):
+        Trainer(tiny(small_pool, tmp_path, network=other))
+
+
+def test_a_run_starts_from_a_checkpoint(small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Trainer(tiny(small_pool, tmp_path / "a", steps=1)).run()
+    wider = dataclasses.replace(TINY, widths=(8, 8, 24), heads=(1, 1, 3, 1, 1))
+    trainer = Trainer(tiny(small_pool, tmp_path / "b", network=wider, initial=str(path)))
+    kept = load_checkpoint(path).state_dict()
+    assert torch.equal(trainer.network.state_dict()["stem.project.weight"], kept["stem.project.weight"])
+    assert "tensors" in capsys.readouterr().err and trainer.step == 0
+
+
+def test_validation_keeps_the_best(small_pool: Path, tmp_path: Path) -> None:
+    Trainer(tiny(small_pool, tmp_path, steps=2, validation=str(small_pool), validate_every=1)).run()
+    rows = [row for row in log(tmp_path) if row[0] == "validation"]
+    means = {int(step): float(value) for _, step, _, name, value in rows if name == "mean"}
+    assert sorted(means) == [1, 2]
+    assert read_config(tmp_path / "best.safetensors") == TINY
+    best = torch.load(tmp_path / STATE, weights_only=True)["best"]
+    assert best == pytest.approx(max(means.values()), rel=1e-4)
+
+
+def test_validation_of_a_network_that_changes_nothing(small_pool: Path) -> None:
+    network = DiQP(TINY)
+    with torch.no_grad():
+        network.head.project.weight.zero_()
+        network.head.project.bias.zero_()
+    result = validate(network, PoolDataset(small_pool), torch.device("cpu"), "fp32")
+    assert result["mean"] == result["worst"] == 0 and len(result) > 3
+
+
+def test_a_teacher_is_imitated_first(small_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss is all there is at first, and it is asked no more once it has faded."""
+    filters = {codec: torch.zeros(6, CLASSES, FEATURES) for codec in ("hevc", "av1")}
+    Teacher(filters).save(tmp_path / "t.safetensors")
+    asked: list[float] = []
+    residual = Teacher.residual
+
+    def watched(self: Teacher, *args: Any) -> torch.Tensor:
+        asked.append(args[1])
+        return residual(self, *args)
+
+    monkeypatch.setattr(Teacher, "residual", watched)
+    settings = tiny(small_pool, tmp_path / "a", teacher=str(tmp_path / "t.safetensors"), teacher_steps=(1, 2), steps=40)
+    Trainer(settings).run()
+    assert 4 <= len(asked) < 2 * 40
+    asked.clear()
+    Trainer(dataclasses.replace(settings, steps=42)).run()
+    assert not asked, "a run resumed after the teacher's last step has no use for it"
+
+
+@pytest.mark.parametrize(
+    ("network", "loss", "precision"),
+    [
+        (TINY, "charbonnier", "bf16"),
+        (GUIDED, "relative", "fp32"),
+        (RELEASED, "charbonnier", "bf16"),
+        (RELEASED, "relative", "fp32"),
+    ],
+)
+def test_every_kind_of_network_trains(
+    network: DiQPConfig, loss: str, precision: str, small_pool: Path, tmp_path: Path
+) -> None:
+    settings = tiny(small_pool, tmp_path, network=network, loss=loss, precision=precision, steps=2, optimiser="adamw")
+    trainer = Trainer(settings)
+    before = {name: tensor.clone() for name, tensor in trainer.network.named_parameters()}
+    trained = load_checkpoint(trainer.run())
+    idle = {name for name, tensor in trainer.network.named_parameters() if torch.equal(tensor, before[name])}
+    # A stretch of table rows is not visited, but every table is.
+    assert not idle
+    assert all(torch.isfinite(tensor).all() for tensor in trained.parameters())
+    result = validate(trained, PoolDataset(small_pool, look_ahead=2), torch.device("cpu"), "fp32", items=1)
+    assert math.isfinite(result["mean"])
+
+
+@pytest.mark.parametrize("name", ["lite", "base", pytest.param("released", marks=pytest.mark.slow)])
+def test_shipped_configurations_train(name: str, small_pool: Path, tmp_path: Path) -> None:
+    changes = {"pool": str(small_pool), "out": str(tmp_path), "steps": 1, "batch": 1, "crop": 128, "precision": "bf16"}
+    Trainer(load_settings(name, changes)).run()
+    assert read_config(tmp_path / "last.safetensors").name == name
+
+
+def one_batch(pool: Path, network: DiQP) -> Batch:
+    dataset = PoolDataset(pool, crop=(64, 64))
+    return Batches(dataset, network, 4, seed=0, refresh_every=100).make()
+
+
+@pytest.mark.slow
+def test_one_batch_can_be_learnt_by_heart(small_pool: Path) -> None:
+    torch.manual_seed(0)
+    network = DiQP(TINY)
+    batch = one_batch(small_pool, network)
+    matrices, rest = split(network)
+    optimisers = [Muon(matrices, lr=1e-2), torch.optim.AdamW(rest, lr=5e-3)]
+    for _ in range(60):
+        tile, restored = predict(network, TINY, batch)
+        loss = training_loss(tile, restored, batch, TINY, "relative", 0.1)
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+    with torch.no_grad():
+        tile, restored = predict(network, TINY, batch)
+        assert luma_gain(tile, restored, batch, TINY).mean() > 0.3
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_what_the_pool_holds(small_pool: Path) -> None:
+    """Crops are those of the pool's frames, errors those of the whole frames, thumbnails as the guides take them."""
+    batch = one_batch(small_pool, DiQP(GUIDED))
+    assert batch.luma.shape == batch.luma_true.shape == (4, 3, 64, 64)
+    assert batch.chroma.shape == batch.chroma_true.shape == (4, 2, 3, 32, 32)
+    assert batch.whole is not None and batch.whole.shape == (4, 3, 3, 64, 64)
+    assert batch.ahead is not None and batch.ahead.shape == (4, 3, 64, 64)
+    assert batch.luma.min() > -0.1 and batch.luma.max() < 1.1 and batch.chroma.abs().max() < 0.6
+    assert batch.whole.min() >= 0 and batch.whole.max() <= 1
+    dataset = PoolDataset(small_pool)
+    errors = []
+    for item in map(dataset.load_item, range(len(dataset))):
+        unit = 219 << (item.source.bits - 8)
+        for stream in item.degraded:
+            errors += (((stream.clip.y.astype(float) - item.source.y) / unit) ** 2).mean((1, 2)).tolist()
+    for error in batch.error.flatten().tolist():
+        assert min(abs(error - known) for known in errors) < 1e-4 * error
+
+
+def test_processes_draw_samples_of_their_own(small_pool: Path) -> None:
+    network = DiQP(TINY)
+    dataset = PoolDataset(small_pool, crop=(64, 64))
+    first, again, other = (Batches(dataset, network, 4, seed, 100).make().luma for seed in (1, 1, 1001))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_errors_while_making_batches_reach_the_loop(small_pool: Path) -> None:
+    source = Batches(PoolDataset(small_pool, crop=(64, 64)), DiQP(TINY), 1, 0, 100, teach=lambda *_: 1 / 0)  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        next(iter(source))
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "a.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps = 3", r"no \[network\]"),
+        ("stepz = 3\n[network]", "unknown settings: stepz; known are.*steps"),
+        ("[network]", "--pool FOLDER"),
+        ("pool = 'p'\n[network]\ngates = 3", "gates"),
+        ("pool = 'p'\ncrop = 100\n[network]", "crop is 100.*multiple of 128"),
+        ("pool = 'p'\noptimiser = 'sgd'\ncrop = 128\n[network]", "'sgd'; give adamw or muon"),
+        ("pool = 'p'\nloss = 'l2'\ncrop = 128\n[network]", "'l2'; give charbonnier or relative"),
+        ("pool = 'p'\nprecision = 'half'\ncrop = 128\n[network]", "'half'; give fp32, bf16 or fp16"),
+        ("pool = ", "TOML"),
+    ],
+)
+def test_settings_that_make_no_run(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DiqpError, match=message):
+        load_settings(write(tmp_path, text))
+
+
+def test_unknown_configurations_are_answered_with_the_shipped_ones() -> None:
+    with pytest.raises(DiqpError, match=r"'light'.*base, lite, released"):
+        load_settings("light")
+
+
+def test_overrides(tmp_path: Path) -> None:
+    settings = load_settings("lite", {"pool": "p", "steps": 5, "out": None})
+    assert (settings.pool, settings.steps, settings.out, settings.network.name) == ("p", 5, "out/lite", "lite")
+
+
+def test_released_configuration_is_the_papers() -> None:
+    settings = load_settings("released", {"pool": "p"})
+    published = dataclasses.asdict(DiQPConfig())
+    ours = dataclasses.asdict(settings.network)
+    assert {k for k in ours if ours[k] != published[k]} == {"name"}
+    assert (settings.optimiser, settings.learning_rate, settings.weight_decay) == ("adamw", 2e-4, 0.02)
+    assert (settings.loss, settings.batch, settings.crop, settings.precision) == ("charbonnier", 3, 512, "fp16")
+
+
+def test_fp16_needs_a_gpu(small_pool: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(DiqpError, match=r"fp16.*'bf16' or 'fp32'"):
+        Trainer(tiny(small_pool, tmp_path, precision="fp16"))
+
+
+# -- command -----------------------------------------------------------------------------------------------------------
+
+
+def test_command(small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(
+        tmp_path,
+        """
+        crop = 64
+        batch = 1
+        precision = "fp32"
+        [network]
+        embed_dim = 8
+        widths = [8, 8, 16]
+        depths = [0, 0, 1, 0, 0]
+        heads = [1, 1, 2, 1, 1]
+        stem_scale = 2
+        look_around = []
+        look_ahead = []
+        location = "continuous"
+        colour = "ycbcr"
+        """,
+    )
+    arguments = ["train", str(config), "--pool", str(small_pool), "--out", str(tmp_path / "run"), "--steps", "1"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "last.safetensors")
+    assert main(["train", "light", "--pool", str(small_pool)]) == 1
+    assert "light" in capsys.readouterr().err
