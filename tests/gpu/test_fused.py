@@ -71,10 +71,30 @@ def test_an_item_does_not_depend_on_its_batch():
         assert torch.equal(ours(x)[1:], ours(x[1:]))
 
 
-def test_the_whole_network_fused_equals_the_plain_one():
-    config = DiQPConfig(
-        embed_dim=5, depths=(1, 2, 1), heads=(1, 2, 2), look_around=(3,), look_ahead=(4,), tile=32, name="tiny"
-    )
+RELEASED_LIKE = DiQPConfig(
+    embed_dim=5, depths=(1, 2, 1), heads=(1, 2, 2), look_around=(3,), look_ahead=(4,), tile=32, name="tiny"
+)
+LITE_LIKE = DiQPConfig(
+    embed_dim=8,
+    widths=(8, 8),
+    depths=(0, 1, 0),
+    heads=(1, 1, 1),
+    depthwise_taps=1,
+    skip="add",
+    down_kernel=2,
+    stem_scale=2,
+    stem_blocks=1,
+    head_blocks=1,
+    look_around=(),
+    look_ahead=(),
+    location="continuous",
+    colour="ycbcr",
+    tile=32,
+)
+
+
+@pytest.mark.parametrize("config", [RELEASED_LIKE, LITE_LIKE], ids=["as released", "as lite"])
+def test_the_whole_network_fused_equals_the_plain_one(config: DiQPConfig):
     network = DiQP(config).prepare()
     randomise(network)
     network.prepare()

@@ -245,7 +245,8 @@ def fuse(network: DiQP, dtype: torch.dtype) -> DiQP:
 
     def stage(plain: nn.Module) -> nn.Module:
         assert isinstance(plain, Stage)
-        return FusedStage(plain, dtype) if all(_fits(block) for block in plain.blocks) else plain
+        fits = len(plain.blocks) > 0 and all(_fits(block) for block in plain.blocks)
+        return FusedStage(plain, dtype) if fits else plain
 
     # First all of the new parts, from unrounded weights; then the rest is rounded; then the parts take their places.
     encoder, decoder = ([stage(plain) for plain in parts] for parts in (network.encoder, network.decoder))

@@ -157,7 +157,6 @@ def export(tiles: TileNetwork, inputs: tuple[Tensor, ...], batch: int) -> torch.
 
     shapes = {"inputs": tuple(dimensions(index) for index in range(len(inputs)))}
     with torch.no_grad():
-        tiles(*inputs)  # masks are made once and kept: not inside of the trace, where tensors have no numbers
         return torch.export.export(tiles, inputs, dynamic_shapes=shapes)
 
 

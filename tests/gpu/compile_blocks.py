@@ -1,0 +1,83 @@
+"""Compiles the Triton kernels for GPUs that are not here, and prints what each takes. Run by test_blocks_compile.py."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vsdiqp.backends.fused import NARROW, TUNING
+from vsdiqp.kernels import blocks
+
+HALF, FULL, COUNT = "*fp16", "*fp32", "i32"
+SIZES = {"height": COUNT, "width": COUNT}
+LINEAR = {"x": HALF, "weight": HALF, "bias": FULL, "column_sums": FULL, "sums": FULL, "residual": HALF, "out": HALF}
+LINEAR |= {"out_sums": FULL, "rows": COUNT}
+BLOCK = {"BLOCK_ROWS": TUNING.rows, "BLOCK_OUT": TUNING.outputs, "BLOCK_IN": TUNING.inputs, "GROUP": TUNING.group}
+NORMED = {"WIDTH": 360, "PARTS": 3, "NORM": True, "GELU": True, "RESIDUAL": False, "SUMS": False, "PRECISION": "tf32"}
+ADDED = {"WIDTH": 720, "PARTS": 1, "NORM": False, "GELU": False, "RESIDUAL": True, "SUMS": True, "PRECISION": "tf32"}
+WIDE = {"x": HALF, "weight": FULL, "bias": FULL, "out": HALF, **SIZES}
+NARROW_TYPES = {"x": HALF, "weight": FULL, "bias": FULL, "linear_weight": HALF, "linear_bias": FULL, "residual": HALF}
+NARROW_TYPES |= {"out": HALF, "out_sums": FULL, **SIZES}
+FUSED = {"CHANNELS": 96, "OUTPUTS": 96, "PRECISION": "tf32", "BLOCK": 16, "BLOCK_OUT": NARROW}
+
+SUMS = {"x": HALF, "sums": FULL, "rows": COUNT}
+
+CASES = [
+    ("linear norm gelu", blocks.linear, LINEAR, {"INPUTS": 368, "OUTPUTS": 1104, **NORMED, **BLOCK}, TUNING.warps),
+    ("linear residual", blocks.linear, LINEAR, {"INPUTS": 2160, "OUTPUTS": 720, **ADDED, **BLOCK}, TUNING.warps),
+    (
+        "attention",
+        blocks.window_attention,
+        {"qkv": HALF, "bias": FULL, "out": HALF, **SIZES},
+        {"HEADS": 8, "SIZE_A": 32, "SIZE_B": 16, "SHIFT": 4, "PRECISION": "tf32"},
+        4,
+    ),
+    ("depthwise", blocks.depthwise, WIDE, {"CHANNELS": 368, "BLOCK": 32}, 4),
+    ("depthwise linear", blocks.depthwise_linear, NARROW_TYPES, FUSED, 4),
+    (
+        "row sums",
+        blocks.row_sums,
+        {"x": HALF, "sums": FULL, "rows": COUNT},
+        {"CHANNELS": 48, "ROWS": 64, "BLOCK": 64},
+        4,
+    ),
+]
+
+
+def compile_for(architecture: int) -> dict[str, dict[str, object]]:
+    """Shared memory, registers, bytes of stack (spills) and whether tensor cores are used, by kernel."""
+    found = {}
+    for name, kernel, types, constants, warps in CASES:
+        signature = {a: "constexpr" if a in constants else types[a] for a in kernel.arg_names}
+        fixed = {(i,): constants[a] for i, a in enumerate(kernel.arg_names) if a in constants}
+        aligned = {
+            (i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if signature[a].startswith("*")
+        }
+        made = triton.compile(
+            ASTSource(kernel, signature, fixed, aligned),
+            target=GPUTarget("cuda", architecture, 32),
+            options={"num_warps": warps, "num_stages": TUNING.stages},
+        )
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(made.asm["cubin"])
+            file.flush()
+            usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+        found[name] = {
+            "shared": made.metadata.shared,
+            "registers": registers,
+            "stack": stack,
+            "tensor_cores": "mma" in made.asm["ptx"],
+        }
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({architecture: compile_for(int(architecture)) for architecture in sys.argv[1:]}))
