@@ -39,7 +39,7 @@ def compile_for_host(sample: int, network: int) -> ctypes.CDLL:
         "-Wno-unused-parameter",
         "-Werror",
     ]
-    macros = ["-DVSDIQP_HOST_GRID", f"-DSAMPLE={sample}", f"-DNETWORK={network}"]
+    macros = [f"-I{Path(__file__).parent}", "-DVSDIQP_HOST_GRID", f"-DSAMPLE={sample}", f"-DNETWORK={network}"]
     subprocess.run([compiler, "-x", "c++", *flags, *macros, str(program.SOURCE), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 

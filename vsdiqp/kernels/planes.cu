@@ -12,8 +12,8 @@
 //   NETWORK  number type of tiles and thumbnails: 0 float, 1 half
 //
 // Every kernel walks its block's work in a block-stride loop, so it is right for any block size. That lets the same
-// source run on a CPU: with VSDIQP_HOST_GRID, host_grid.h stands in for CUDA's launch grid. No CUDA header is
-// included, so NVRTC needs no include path.
+// source run on a CPU: with VSDIQP_HOST_GRID, host_grid.h of the tests stands in for CUDA's launch grid. No CUDA header
+// is included, so NVRTC needs no include path.
 
 #ifdef VSDIQP_HOST_GRID
 #include "host_grid.h"
