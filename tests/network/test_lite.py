@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.network.small import GUIDED, LITE, RELEASED, SMALL_LITE, arguments, network, picture, run
 from tests.stand_ins import clip_format, colour, make_run
 from vsdiqp.clip import Settings
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig, lewin
+from vsdiqp.network.cost import kmac, parameters
 from vsdiqp.network.stem import cell_inputs, seen_from
 from vsdiqp.restorer import Restorer
 from vsdiqp.training.settings import CONFIGS
@@ -193,23 +192,25 @@ def test_expected_damage_grows_with_qp() -> None:
 # -- cost --------------------------------------------------------------------------------------------------------------
 
 
-def kmac(config: DiQPConfig) -> float:
-    """Multiply-accumulates a pixel a frame, in thousands, of a tile of the size the network was built for."""
-    side = config.tile
-    with torch.device("meta"):
-        net = DiQP(config).eval()
-        shapes = [(1, 3, n, side, side) for n in (3, 2, 2, 2)]
-        given = [*(torch.zeros(s) for s in shapes), torch.zeros(6, 1, 1), torch.ones(1, 1, 1, 1, 1)]
-    # Only the plain form of attention is made of operations that the counter knows on every device.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        net(*given)
-    return counter.get_total_flops() / 2 / (3 * side * side) / 1000
+def test_cost_is_counted_as_by_hand() -> None:
+    """A network without blocks and guides, layer by layer: convolutions and linear layers at their level's pixels."""
+    config = dataclasses.replace(SMALL_LITE, depths=(0,) * 5, stem_blocks=0, head_blocks=0, tile=64)
+    cells, halves, quarters = 32**2, 16**2, 8**2
+    by_hand = cells * 3 * 9 * (32 * 8 + 8 * 16)  # stem and head, a frame
+    # Three frames in, three out. Down: 2x2 patches of level 0 to a cell of level 1; up: the same pairs backwards.
+    by_hand += 9 * (halves * 4 * 9 * 8 + quarters * 4 * 9 * 16 + quarters * 4 * 17 * 8 + halves * 4 * 9 * 8)
+    by_hand += 2 * (9 * 64 + 64 * 64) + 64 * 16 * 11 + 3 * 2  # the location: its vector twice, pattern, damage
+    assert kmac(config) * 1000 * 3 * 64 * 64 == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize(("name", "limit"), [("lite", 20), ("base", 150), ("released", 800)])
 def test_cost_of_shipped_configurations(name: str, limit: float) -> None:
     config = DiQPConfig.from_dict(tomllib.loads((CONFIGS / f"{name}.toml").read_text())["network"])
     assert 0.5 * limit < kmac(config) <= limit
+
+
+def test_size_of_the_released_network() -> None:
+    assert parameters(DiQPConfig()) == 79_373_074
 
 
 # -- precision, preparation, export ------------------------------------------------------------------------------------

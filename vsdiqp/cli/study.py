@@ -1,0 +1,76 @@
+"""``vsdiqp study``: measurements that shape a network, how far ahead to look and which sizes are worth their cost."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``study`` and its two studies."""
+    parser = subparsers.add_parser("study", help="measurements that shape a network: look-ahead distance, sizes")
+    studies = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
+
+    ahead = studies.add_parser(
+        "look-ahead",
+        help="how much frames T apart differ (paper, figure 4)",
+        description="Write look-ahead.csv and look-ahead.png: mean absolute luma difference between frame n+1 and "
+        "frame n+1+T, for every clip and T.",
+    )
+    ahead.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="video files")
+    ahead.add_argument("--furthest", type=int, default=60, metavar="T", help="largest T (60)")
+    ahead.add_argument("--frames", type=int, default=300, metavar="N", help="frames of each clip that are read (300)")
+    ahead.add_argument("--out", type=Path, default=Path("out/study"), metavar="FOLDER", help="where to write")
+
+    shapes = studies.add_parser(
+        "shapes",
+        help="quality against cost of several configurations",
+        description="Train each configuration for the same number of steps and write shapes.csv and shapes.md: gain on "
+        "a validation pool, multiply-accumulates, parameters. Goes on where it was stopped.",
+    )
+    shapes.add_argument("configs", nargs="+", metavar="CONFIG", help="shipped configurations or TOML files")
+    shapes.add_argument("--pool", required=True, help="training pool, made with 'vsdiqp pool'")
+    shapes.add_argument("--validation", required=True, help="validation pool")
+    shapes.add_argument("--steps", type=int, default=2000, metavar="N", help="optimiser steps of each (2000)")
+    shapes.add_argument("--batch", type=int, help="samples a step; the same for all (each configuration's own)")
+    shapes.add_argument("--crop", type=int, help="side of a sample; the same for all (each configuration's own)")
+    shapes.add_argument("--items", type=int, default=0, metavar="N", help="validation items used (all)")
+    shapes.add_argument("--teacher", help="closed-form filters to imitate first (each configuration's own)")
+    shapes.add_argument("--threads", type=int, help="CPU threads")
+    shapes.add_argument("--out", type=Path, default=Path("out/study"), metavar="FOLDER", help="where to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one study; progress on stderr, the written files' paths on stdout."""
+    paths = _look_ahead(args) if args.study == "look-ahead" else _shapes(args)
+    for path in paths:
+        print(path)
+    return 0
+
+
+def _look_ahead(args: argparse.Namespace) -> list[Path]:
+    from vsdiqp.errors import DiqpError
+    from vsdiqp.evaluation.progress import ProgressLine
+    from vsdiqp.training.study import frame_differences, luma_frames, write_differences
+
+    if args.furthest < 1 or args.frames < 2:
+        raise DiqpError(f"--furthest is {args.furthest} and --frames {args.frames}; they must be 1 and 2 at least")
+    results = []
+    with ProgressLine() as progress:
+        for index, clip in enumerate(args.clips):
+            progress(index, len(args.clips), clip.name)
+            results.append(frame_differences(clip.stem, luma_frames(clip, args.frames), args.furthest))
+    return write_differences(results, args.out)
+
+
+def _shapes(args: argparse.Namespace) -> list[Path]:
+    from vsdiqp.errors import DiqpError
+    from vsdiqp.training.settings import load_settings
+    from vsdiqp.training.study import compare_shapes
+
+    names = [Path(config).stem for config in args.configs]
+    if len(set(names)) < len(names):
+        raise DiqpError(f"the configurations are named {', '.join(names)}; each needs a name of its own")
+    given = ("pool", "validation", "steps", "batch", "crop", "teacher", "threads")
+    changes = {name: getattr(args, name) for name in given}
+    runs = [(name, load_settings(config, changes)) for name, config in zip(names, args.configs, strict=True)]
+    return compare_shapes(runs, args.out, args.items, lambda text: print(text, file=sys.stderr, flush=True))
