@@ -4,6 +4,9 @@ import csv
 import dataclasses
 import itertools
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -370,27 +373,40 @@ def test_fp16_needs_a_gpu(small_pool: Path, tmp_path: Path) -> None:
 # -- command -----------------------------------------------------------------------------------------------------------
 
 
+CONFIG = """
+crop = 64
+batch = 1
+precision = "fp32"
+[network]
+embed_dim = 8
+widths = [8, 8, 16]
+depths = [0, 0, 1, 0, 0]
+heads = [1, 1, 2, 1, 1]
+stem_scale = 2
+look_around = []
+look_ahead = []
+location = "continuous"
+colour = "ycbcr"
+"""
+
+
 def test_command(small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write(
-        tmp_path,
-        """
-        crop = 64
-        batch = 1
-        precision = "fp32"
-        [network]
-        embed_dim = 8
-        widths = [8, 8, 16]
-        depths = [0, 0, 1, 0, 0]
-        heads = [1, 1, 2, 1, 1]
-        stem_scale = 2
-        look_around = []
-        look_ahead = []
-        location = "continuous"
-        colour = "ycbcr"
-        """,
-    )
+    config = write(tmp_path, CONFIG)
     arguments = ["train", str(config), "--pool", str(small_pool), "--out", str(tmp_path / "run"), "--steps", "1"]
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "last.safetensors")
     assert main(["train", "light", "--pool", str(small_pool)]) == 1
     assert "light" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_processes_train_one_network(small_pool: Path, tmp_path: Path) -> None:
+    """As the guide says it for several GPUs. When their time is over they stop at the same step, not one by one."""
+    config, out = write(tmp_path, CONFIG), tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vsdiqp"]
+    command = [*launcher, "train", str(config), "--pool", str(small_pool), "--out", str(out), "--minutes", "0.02"]
+    subprocess.run(
+        [*command, "--threads", "1"], check=True, timeout=300, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert torch.load(out / STATE, weights_only=True)["step"] >= 1
+    assert read_config(out / "last.safetensors").widths == (8, 8, 16)

@@ -232,7 +232,7 @@ class Trainer:
         started, before = time.monotonic(), self.seconds
         gains, loss_sum, imitated, since = Gains(), 0.0, 0.0, 0
         self.network.train()
-        while self.step < s.steps and not (s.minutes and time.monotonic() - started > s.minutes * 60):
+        while self.step < s.steps and not self._out_of_time(started):
             batch = next(batches).to(self.device)
             rate = learning_rate(self.step, s)
             for optimiser in self.optimisers:
@@ -274,6 +274,17 @@ class Trainer:
                 self.save()
         self.save()
         return self.out / "last.safetensors"
+
+    def _out_of_time(self, started: float) -> bool:
+        """Whether ``minutes`` are over. The first process decides, or the others would wait for it in the next step."""
+        if not self.settings.minutes:
+            return False
+        over = time.monotonic() - started > self.settings.minutes * 60
+        if self.world > 1:
+            decision = torch.tensor([over], dtype=torch.int32, device=self.device)
+            torch.distributed.broadcast(decision, 0)
+            over = bool(decision.item())
+        return over
 
     def _report(self, loss: float, rate: float, gains: Gains, items: int, elapsed: float) -> None:
         per_step = (self.seconds / self.step) if self.step else 0.0
