@@ -47,7 +47,7 @@ need_programs() {
 # Argument: extras. Makes the virtual environment, installs this tree into it as users do, puts it first on PATH.
 # Does nothing the second time, until the package or the extras change.
 install_package() {
-    local python wanted="$1" state
+    local python wanted="$1" state quiet=()
     if ! [ -x "$VENV/bin/python" ]; then
         python="$(find_python)"
         say "virtual environment of $("$python" --version) in $VENV"
@@ -59,7 +59,8 @@ install_package() {
     if [ "$(cat "$VENV/installed" 2>/dev/null)" != "$state" ]; then
         say "installing vsdiqp[$wanted] (the first time this downloads torch: minutes)"
         rm -rf build/lib* build/bdist*  # or files that are gone from the tree would be packed again
-        python -m pip install --quiet --disable-pip-version-check ".[$wanted]" >&2
+        [ -t 2 ] || quiet=(-qq)  # pip's progress is for people; errors are shown in any case
+        python -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check ".[$wanted]" >&2
         printf '%s' "$state" >"$VENV/installed"
     fi
     # vspipe finds VapourSynth through the user's configuration, which is left as it is: this one lies apart.
