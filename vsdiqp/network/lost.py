@@ -61,7 +61,8 @@ class TableLocation(nn.Module):
 
 DAMAGE = {"hevc": (-4.357, 1.088, -0.137), "av1": (-4.490, 0.853, 0.003)}
 """Where `ContinuousLocation.damage` starts: natural logarithm of the typical RMS luma error (range 0..1) as a
-polynomial in t, QP scaled to -1..1 over HEVC 12..51 and AV1 40..255, measured on 350 clips of the training pool."""
+polynomial in t, QP scaled to -1..1 over `DAMAGE_QPS`, measured on 350 clips of the training pool."""
+DAMAGE_QPS = {"hevc": (12, 51), "av1": (40, 255)}
 
 
 class ContinuousLocation(nn.Module):
@@ -94,7 +95,7 @@ class ContinuousLocation(nn.Module):
         """location: 6, B, 1 -> B: the RMS luma error to expect at this QP, 0..1 scale.
 
         Inputs and residuals are measured in it, so that a network sees the same picture of damage at every QP instead
-        of one that grows twentyfold from QP 12 to 51.
+        of one that grows nearly ninefold from HEVC QP 12 to 51.
         """
         values = location.reshape(6, -1).to(self.log_damage.dtype)
         t, codec = values[0], values[1]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vsdiqp.network import DiQP
 from vsdiqp.network.config import DiQPConfig
-from vsdiqp.network.lost import DAMAGE
+from vsdiqp.network.lost import DAMAGE, DAMAGE_QPS
 from vsdiqp.training.dataset import DecodedItem, PoolDataset, Sample
 
 LUMA_WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
@@ -205,7 +205,7 @@ class Batches:
 
 def typical_error(qp: float, codec: str) -> float:
     """Mean squared luma error (0..1 scale) that is usual at a QP: from the polynomial the networks start from."""
-    low, high = {"hevc": (12, 51), "av1": (40, 255)}[codec]
+    low, high = DAMAGE_QPS[codec]
     t = 2 * (min(max(qp, low), high) - low) / (high - low) - 1
     a, b, c = DAMAGE[codec]
     return math.exp(2 * (a + b * t + c * t * t))

@@ -30,6 +30,8 @@ from vsdiqp.training.teacher import Teacher
 
 STATE = "state.pt"
 LOG = "log.csv"
+UNHARMED = 1e-6
+"""Squared error (60 dB) under which a frame has nothing to gain: a dB there says nothing of pictures."""
 QP_BANDS = {"hevc": (0, 24, 30, 35, 40, 52), "av1": (0, 80, 128, 180, 230, 256)}
 
 
@@ -82,7 +84,7 @@ class Gains:
 def validate(
     network: DiQP, dataset: PoolDataset, device: torch.device, precision: str, items: int = 0
 ) -> dict[str, float]:
-    """Mean Y-PSNR gain in dB by codec and nominal QP, over one whole-frame triplet of every stream; "mean" over all."""
+    """Mean Y-PSNR gain in dB by codec and nominal QP, over a triplet of every stream; "mean" over all."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -90,15 +92,19 @@ def validate(
     sums: dict[str, list[float]] = defaultdict(list)
     for index in range(min(len(dataset), items or len(dataset))):
         item = dataset.load_item(index)
-        _, height, width = item.source.y.shape
+        frames, height, width = item.source.y.shape
+        side = network.config.multiple
+        size = (height - height % side, width - width % side)
         truth = item.source
         for stream in item.degraded:
-            # Groups as the filter forms them: 3k, 3k+1, 3k+2, here frames 3 to 5.
-            sample = dataset.sample_at(item, stream, 4, (0, 0), (height, width), nominal=True)
+            # Groups as the filter forms them: 3k, 3k+1, 3k+2, here frames 3 to 5 where there are so many.
+            sample = dataset.sample_at(item, stream, min(4, frames - 2), (0, 0), size, nominal=True)
             bits = truth.bits
             codes = 219 * (1 << (bits - 8))
             squared = np.square(sample.y.astype(np.float32) - sample.y_true) / codes**2
             error = torch.from_numpy(squared.mean((1, 2)))[None]
+            if error.min() < UNHARMED:
+                continue
             batch = collate([sample], error, network, rng).to(device)
             with autocast(device, precision):
                 tile, restored = predict(network, network.config, batch)
@@ -106,6 +112,8 @@ def validate(
             sums[f"{stream.codec}{stream.nominal:.0f}"].append(gain)
     result = {name: sum(v) / len(v) for name, v in sorted(sums.items())}
     everything = [g for v in sums.values() for g in v]
+    if not everything:
+        raise DiqpError("the validation pool has no damaged frames of at least the network's smallest tile")
     result["mean"] = sum(everything) / len(everything)
     result["worst"] = min(everything)
     return result
