@@ -161,14 +161,21 @@ class DiQP(nn.Module):
         return self.lost.locate(qp, codec, left, top, width, height)
 
     def confidence(self, qp: float, codec: str) -> float:
-        """0..1: how far a prediction at this QP may be trusted. 1 from the lowest trained QP up, falling to 0 below.
+        """0..1: how far a prediction at this QP may be trusted, as `DiQPConfig.trust` says; falling to 0 below its range.
 
         Below the trained range the input is close to the source, and the network, clamped to its lowest QP, would
         overdo it. A quarter of the range's lower bound below it, nothing is done.
         """
         low = self.config.qp_range.get(codec, (0, 0))[0]
-        fade = max(low / 4, 1.0)
-        return min(max(1 - (low - qp) / fade, 0.0), 1.0)
+        fade = min(max(1 - (low - qp) / max(low / 4, 1.0), 0.0), 1.0)
+        points = self.config.trust.get(codec, ())
+        if not points or fade == 0.0:
+            return fade
+        right = next((i for i, (at, _) in enumerate(points) if at >= qp), len(points))
+        if right in (0, len(points)):
+            return fade * points[min(right, len(points) - 1)][1]
+        (q0, s0), (q1, s1) = points[right - 1], points[right]
+        return fade * (s0 + (s1 - s0) * (qp - q0) / (q1 - q0))
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
