@@ -72,6 +72,7 @@ def test_readqp_tells_restore_what_it_would_be_told(whole, vspipe, script):
         assert difference.mean() < 1
 
 
+@pytest.mark.slow
 def test_two_filters_in_a_row_do_what_they_do_one_after_the_other(whole, vspipe, script, tmp_path):
     again = 'clip = core.diqp.Restore(clip, qp=160, codec="av1", strength=0.5)'
     chained = vspipe(script(f"{RESTORE}\n{again}"), "-")
@@ -94,6 +95,7 @@ clip = core.std.ModifyFrame(clip, clip, fill)
     assert vspipe(script(reading), "-") == chained
 
 
+@pytest.mark.slow
 def test_a_marked_cut_separates_what_lies_on_its_sides(vspipe, script):
     mark = f"""
 def mark(n, f):

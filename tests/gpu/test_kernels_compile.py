@@ -35,12 +35,13 @@ def compile_cubin(architecture: str, options: tuple[str, ...]) -> bytes:
     arguments = [option.encode() for option in (f"-arch={architecture}", *options)]
     (error,) = api.nvrtcCompileProgram(handle, len(arguments), arguments)
     _, size = api.nvrtcGetProgramLogSize(handle)
-    log = b" " * size
+    # The bytes are written into. An empty log is one byte long, and bytes of length one are shared by all of Python.
+    log = bytes(size + 1)
     api.nvrtcGetProgramLog(handle, log)
     assert error == api.nvrtcResult.NVRTC_SUCCESS, log.decode()
     assert b"warning" not in log, log.decode()
     _, size = api.nvrtcGetCUBINSize(handle)
-    cubin = b" " * size
+    cubin = bytes(size)
     api.nvrtcGetCUBIN(handle, cubin)
     api.nvrtcDestroyProgram(handle)
     return cubin
