@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
 
+from vsdiqp.training.priority import ordinary_threads
+
 WIDTH, HEIGHT, FRAMES = 96, 64, 30
 
 X265_QUIET = "log-level=none:pools=none:frame-threads=1"
@@ -40,7 +42,7 @@ def encode(
     """Encode the scene with an encoder of PyAV; skips the test where PyAV lacks it."""
     if encoder not in av.codecs_available:
         pytest.skip(f"this PyAV has no encoder {encoder}")
-    with av.open(str(path), "w") as container:
+    with ordinary_threads(), av.open(str(path), "w") as container:
         stream = container.add_stream(encoder, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         for picture in scene(frames, width, height):

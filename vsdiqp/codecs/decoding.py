@@ -45,12 +45,21 @@ def decoded(
     """
     context = stream.codec_context
     context.copy_opaque = True
-    context.thread_type = "AUTO"
+    _use_one_thread(context)
     context.options = _FAST
     for index, packet in enumerate(packets(container, stream)):
         packet.opaque = (index, packet.pos)
         yield from _decode(context, packet)
     yield from _decode(context, None)
+
+
+def _use_one_thread(context: av.VideoCodecContext) -> None:
+    """Decode without worker threads.
+
+    What they log goes through Python and needs its lock, which the thread that closes the decoder holds while it waits
+    for them: damaged AV1 and scans in several threads were seen to stand still for ever.
+    """
+    context.thread_count = 1
 
 
 def _decode(context: av.VideoCodecContext, packet: av.Packet | None) -> Iterator[tuple[int, int | None, av.VideoFrame]]:
@@ -111,6 +120,7 @@ def signature(container: av.container.InputContainer, stream: av.VideoStream) ->
 
     x264 and x265 write their whole command line as unregistered user data before the first picture.
     """
+    _use_one_thread(stream.codec_context)
     try:
         frame = next(container.decode(stream))
     except (StopIteration, av.error.FFmpegError):
