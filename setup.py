@@ -17,6 +17,8 @@ from setuptools.command.build_ext import build_ext
 
 PLUGIN = "vapoursynth.plugins.diqp.libdiqp"
 SOURCES = Path("vsdiqp/plugin")
+MOTION = "vsdiqp.alignment.libmotion"
+MOTION_SOURCES = Path("vsdiqp/alignment")
 DEVELOPMENT = Path("build/plugin")
 
 
@@ -41,7 +43,7 @@ def vapoursynth_headers() -> str:
 
 
 class BuildPlugin(build_ext):
-    """A library without Python's suffix, since not Python but VapourSynth opens it, and a manifest beside it."""
+    """Libraries without Python's suffix: not Python opens them. The plugin has a manifest beside it."""
 
     def get_ext_filename(self, ext_name: str) -> str:
         """Return the path of the library under the root of the wheel."""
@@ -49,21 +51,26 @@ class BuildPlugin(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile, and write the manifest that tells VapourSynth which file of the folder is the plugin."""
-        ext.include_dirs = [vapoursynth_headers()]
+        if ext.name == PLUGIN:
+            ext.include_dirs = [vapoursynth_headers()]
         super().build_extension(ext)
+        if ext.name != PLUGIN:
+            return
         library = Path(self.get_ext_fullpath(ext.name))
         self._manifest(library).write_text(f"[VapourSynth Manifest V1]\n{library.stem}\n", encoding="utf-8")
 
     def get_outputs(self) -> list[str]:
         """Return every file written."""
         libraries = super().get_outputs()
-        return [*libraries, *(str(self._manifest(Path(library))) for library in libraries)]
+        plugins = [Path(library) for library in libraries if Path(library).stem == PLUGIN.rpartition(".")[2]]
+        return [*libraries, *(str(self._manifest(plugin)) for plugin in plugins)]
 
     def copy_extensions_to_source(self) -> None:
-        """Copy the library to its folder in the source tree: one named vapoursynth would hide the real one."""
+        """Copy the libraries into the source tree; the plugin not into a folder that would hide vapoursynth's own."""
         DEVELOPMENT.mkdir(parents=True, exist_ok=True)
         for ext in self.extensions:
-            self.copy_file(str(Path(self.build_lib, self.get_ext_filename(ext.name))), str(DEVELOPMENT), level=0)
+            built = Path(self.build_lib, self.get_ext_filename(ext.name))
+            self.copy_file(str(built), str(DEVELOPMENT if ext.name == PLUGIN else MOTION_SOURCES), level=0)
 
     @staticmethod
     def _manifest(library: Path) -> Path:
@@ -117,6 +124,13 @@ setup(
             # The core closes plugins at exit, when threads may still be on their way out of this one.
             extra_link_args=["-Wl,-z,nodelete", "-Wl,-z,defs"],
             language="c++",
-        )
+        ),
+        Extension(
+            MOTION,
+            sources=[str(MOTION_SOURCES / "library.cpp")],
+            depends=[str(MOTION_SOURCES / "motion.cuh")],
+            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            language="c++",
+        ),
     ],
 )

@@ -1,0 +1,270 @@
+// Block matching and motion compensation of luma, for one frame seen from another.
+//
+// One source for the CPU (library.cpp) and the GPU (kernels/): everything here works on one sample or one block and
+// knows neither threads nor memory management. Matching is integer arithmetic in a fixed order, so that both find the
+// same vectors to the bit.
+//
+// How: 8-bit luma, halved three times. At an eighth of the size every block is compared with all places around; each
+// finer level starts from the vectors of the four nearest coarser blocks. At full size vectors are refined to quarter
+// samples with the interpolation of H.264 (8.4.2.2.1: six taps at halves, means between). No block looks at another of
+// its own level: all can be searched at once. Compensation interpolates with a windowed sinc instead, which keeps more
+// of the texture than H.264's filter.
+#pragma once
+
+#ifdef __CUDACC_RTC__
+typedef unsigned char diqp_byte;
+typedef short diqp_short;
+#define DIQP_MOTION __device__ __forceinline__
+#else
+#include <cstdint>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+typedef std::uint8_t diqp_byte;
+typedef std::int16_t diqp_short;
+#define DIQP_MOTION inline __attribute__((always_inline))
+#endif
+
+namespace diqp_motion {
+
+/// Side of a block that has one vector, at every level.
+constexpr int BLOCK = 8;
+/// Side of the window around a block that is compared: larger, or flat blocks would follow their noise.
+constexpr int WINDOW = 16;
+/// Sizes searched: 1, 1/2, 1/4, 1/8.
+constexpr int LEVELS = 4;
+/// Longest vector along an axis, in samples of level 0. Frames farther apart in motion are not aligned.
+constexpr int REACH = 40;
+/// Samples that every plane goes on beyond its edges, repeating them: REACH, half a window's excess, the taps.
+constexpr int PAD = 64;
+/// What a vector costs for every sample that it differs from where the search started, twice this for every two.
+constexpr int PENALTY = 24;
+/// Samples that compensation reads to the left of a sample's place, and one more to its right.
+constexpr int TAPS_BEFORE = 2;
+constexpr int TAPS = 6;
+
+/// A padded plane: `origin` is sample (0, 0); PAD samples around may be read.
+struct Plane {
+    diqp_byte *origin;
+    int width, height, stride;
+};
+
+struct Vector {
+    int x, y;
+};
+
+DIQP_MOTION int absolute(int v) {
+    return v < 0 ? -v : v;
+}
+
+DIQP_MOTION int limited(int v, int low, int high) {
+    return v < low ? low : v > high ? high : v;
+}
+
+DIQP_MOTION const diqp_byte *at(const Plane &plane, int x, int y) {
+    return plane.origin + static_cast<long long>(y) * plane.stride + x;
+}
+
+/// Sample (x, y) of the next smaller level.
+DIQP_MOTION int halved(const Plane &larger, int x, int y) {
+    const diqp_byte *p = at(larger, 2 * x, 2 * y);
+    return (p[0] + p[1] + p[larger.stride] + p[larger.stride + 1] + 2) >> 2;
+}
+
+/// The sample between c and d.
+DIQP_MOTION int between(int a, int b, int c, int d, int e, int f) {
+    return limited((a - 5 * b + 20 * c + 20 * d - 5 * e + f + 16) >> 5, 0, 255);
+}
+
+#if defined(DIQP_MOTION_TOGETHER)
+
+// Several threads compare windows together: whoever includes this file says how. All of them get the sum.
+DIQP_MOTION int difference(const diqp_byte *a, int a_stride, const diqp_byte *b, int b_stride);
+DIQP_MOTION int difference_of_mean(const diqp_byte *a, int a_stride, const diqp_byte *b, const diqp_byte *c,
+                                   int stride);
+
+#elif defined(__SSE2__) && !defined(__CUDACC_RTC__)
+
+DIQP_MOTION __m128i sixteen(const diqp_byte *p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+}
+
+DIQP_MOTION int total(__m128i sums) {
+    return _mm_cvtsi128_si32(sums) + _mm_cvtsi128_si32(_mm_srli_si128(sums, 8));
+}
+
+/// Sum of absolute differences of two windows.
+DIQP_MOTION int difference(const diqp_byte *a, int a_stride, const diqp_byte *b, int b_stride) {
+    static_assert(WINDOW == 16, "a row is one register");
+    __m128i sums = _mm_setzero_si128();
+    for (int y = 0; y < WINDOW; ++y, a += a_stride, b += b_stride)
+        sums = _mm_add_epi64(sums, _mm_sad_epu8(sixteen(a), sixteen(b)));
+    return total(sums);
+}
+
+/// The same with the rounded mean of b and c, as samples at quarters are made.
+DIQP_MOTION int difference_of_mean(const diqp_byte *a, int a_stride, const diqp_byte *b, const diqp_byte *c,
+                                   int stride) {
+    __m128i sums = _mm_setzero_si128();
+    for (int y = 0; y < WINDOW; ++y, a += a_stride, b += stride, c += stride)
+        sums = _mm_add_epi64(sums, _mm_sad_epu8(sixteen(a), _mm_avg_epu8(sixteen(b), sixteen(c))));
+    return total(sums);
+}
+
+#else
+
+/// Sum of absolute differences of two windows.
+DIQP_MOTION int difference(const diqp_byte *a, int a_stride, const diqp_byte *b, int b_stride) {
+    int sum = 0;
+    for (int y = 0; y < WINDOW; ++y, a += a_stride, b += b_stride)
+        for (int x = 0; x < WINDOW; ++x)
+            sum += absolute(a[x] - b[x]);
+    return sum;
+}
+
+/// The same with the rounded mean of b and c, as samples at quarters are made.
+DIQP_MOTION int difference_of_mean(const diqp_byte *a, int a_stride, const diqp_byte *b, const diqp_byte *c,
+                                   int stride) {
+    int sum = 0;
+    for (int y = 0; y < WINDOW; ++y, a += a_stride, b += stride, c += stride)
+        for (int x = 0; x < WINDOW; ++x)
+            sum += absolute(a[x] - ((b[x] + c[x] + 1) >> 1));
+    return sum;
+}
+
+#endif
+
+/// One block of one level under search.
+struct Search {
+    const Plane &current, &reference;
+    int x, y;       ///< first sample of the window
+    int reach;      ///< longest vector along an axis
+    Vector start;   ///< where deviations are counted from
+    int weight;     ///< PENALTY's multiple for deviations, in quarters
+    Vector best;
+    int cost;
+
+    DIQP_MOTION int compare(Vector v) const {
+        return difference(at(current, x, y), current.stride, at(reference, x + v.x, y + v.y), reference.stride);
+    }
+
+    DIQP_MOTION bool consider(int vx, int vy) {
+        if (absolute(vx) > reach || absolute(vy) > reach)
+            return false;
+        const Vector v{vx, vy};
+        const int found =
+            compare(v) + PENALTY * weight * (absolute(v.x - start.x) + absolute(v.y - start.y)) / 4;
+        if (found >= cost)
+            return false;
+        cost = found;
+        best = v;
+        return true;
+    }
+};
+
+/// A block's vector at the smallest level: every place within reach.
+DIQP_MOTION Vector search_smallest(const Plane &current, const Plane &reference, int bx, int by) {
+    const int margin = (WINDOW - BLOCK) / 2;
+    Search search{current, reference, bx * BLOCK - margin, by * BLOCK - margin, REACH >> (LEVELS - 1), {0, 0}, 1,
+                  {0, 0},  0};
+    search.cost = search.compare({0, 0}) - PENALTY;
+    for (int dy = -search.reach; dy <= search.reach; ++dy)
+        for (int dx = -search.reach; dx <= search.reach; ++dx)
+            search.consider(dx, dy);
+    return search.best;
+}
+
+/// A block's vector at a larger level, from `coarse`, the vectors of the next smaller one (x, y; `wide` x `high`).
+DIQP_MOTION Vector search_level(const Plane &current, const Plane &reference, int level, int bx, int by,
+                                const diqp_short *coarse, int wide, int high) {
+    const int margin = (WINDOW - BLOCK) / 2;
+    // The block's own coarse block, and those next to it on the side where the block lies.
+    const int cx = bx / 2, cy = by / 2;
+    const int nx = limited(cx + ((bx & 1) ? 1 : -1), 0, wide - 1), ny = limited(cy + ((by & 1) ? 1 : -1), 0, high - 1);
+    const int nearest[4] = {cy * wide + cx, cy * wide + nx, ny * wide + cx, ny * wide + nx};
+    Search search{current, reference, bx * BLOCK - margin, by * BLOCK - margin, REACH >> level, {0, 0}, 2, {0, 0}, 0};
+    search.start = {2 * coarse[2 * nearest[0]], 2 * coarse[2 * nearest[0] + 1]};
+    search.cost = search.compare({0, 0}) - PENALTY;
+    for (int i = 0; i < 4; ++i) {
+        bool known = false;
+        for (int j = 0; j < i; ++j)
+            known = known || (coarse[2 * nearest[j]] == coarse[2 * nearest[i]] &&
+                              coarse[2 * nearest[j] + 1] == coarse[2 * nearest[i] + 1]);
+        if (!known)
+            search.consider(2 * coarse[2 * nearest[i]], 2 * coarse[2 * nearest[i] + 1]);
+    }
+    for (int step = 0; step < 2; ++step) {
+        const Vector centre = search.best;
+        bool better = false;
+        for (int dy = -1; dy <= 1; ++dy)
+            for (int dx = -1; dx <= 1; ++dx)
+                if (dx != 0 || dy != 0)
+                    better = search.consider(centre.x + dx, centre.y + dy) || better;
+        if (!better)
+            break;
+    }
+    return search.best;
+}
+
+/// Planes of the reference at full size: as it is, and between samples across, down, and both.
+struct HalfPlanes {
+    Plane whole, across, down, both;
+};
+
+DIQP_MOTION const diqp_byte *at_half(const HalfPlanes &planes, int x, int y, Vector v) {
+    const Plane &plane = (v.y & 1) ? ((v.x & 1) ? planes.both : planes.down)
+                                   : ((v.x & 1) ? planes.across : planes.whole);
+    return at(plane, x + (v.x >> 1), y + (v.y >> 1));
+}
+
+/// `whole`, a block's vector in samples, refined: in quarters of a sample.
+DIQP_MOTION Vector refine(const Plane &current, const HalfPlanes &reference, int bx, int by, Vector whole) {
+    const int margin = (WINDOW - BLOCK) / 2;
+    const int x = bx * BLOCK - margin, y = by * BLOCK - margin, stride = reference.whole.stride;
+    const diqp_byte *own = at(current, x, y);
+    Vector half{2 * whole.x, 2 * whole.y};
+    int cost = difference(own, current.stride, at_half(reference, x, y, half), stride) - PENALTY / 2;
+    Vector centre = half;
+    for (int dy = -1; dy <= 1; ++dy)
+        for (int dx = -1; dx <= 1; ++dx) {
+            const Vector v{centre.x + dx, centre.y + dy};
+            if (dx == 0 && dy == 0)
+                continue;
+            const int found = difference(own, current.stride, at_half(reference, x, y, v), stride);
+            if (found < cost) {
+                cost = found;
+                half = v;
+            }
+        }
+    Vector quarter{2 * half.x, 2 * half.y};
+    centre = quarter;
+    cost -= PENALTY / 2;
+    for (int dy = -1; dy <= 1; ++dy)
+        for (int dx = -1; dx <= 1; ++dx) {
+            if (dx == 0 && dy == 0)
+                continue;
+            const Vector v{centre.x + dx, centre.y + dy};
+            const diqp_byte *a = at_half(reference, x, y, {v.x >> 1, v.y >> 1});
+            const diqp_byte *b = at_half(reference, x, y, {(v.x + 1) >> 1, (v.y + 1) >> 1});
+            const int found = difference_of_mean(own, current.stride, a, b, stride);
+            if (found < cost) {
+                cost = found;
+                quarter = v;
+            }
+        }
+    return quarter;
+}
+
+/// Weight of tap `tap` (0..5, place -2..3) at `quarter` quarters of a sample: sinc under a sinc of three samples
+/// (Lanczos), sums 1.
+DIQP_MOTION float tap_weight(int quarter, int tap) {
+    constexpr float WEIGHTS[4][TAPS] = {
+        {0.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0.0f},
+        {0.03011229f, -0.13327464f, 0.89277077f, 0.27101057f, -0.06799726f, 0.00737827f},
+        {0.02445652f, -0.13586957f, 0.61141304f, 0.61141304f, -0.13586957f, 0.02445652f},
+        {0.00737827f, -0.06799726f, 0.27101057f, 0.89277077f, -0.13327464f, 0.03011229f},
+    };
+    return WEIGHTS[quarter][tap];
+}
+
+} // namespace diqp_motion
