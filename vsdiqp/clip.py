@@ -59,6 +59,11 @@ class Run:
     """"hevc" or "av1"."""
     middle: int
     """Index n of the middle frame in the clip."""
+    before: tuple[Planes, ...] = ()
+    """The neighbours before the group, in the clip's order (read only). Beyond a scene cut or the clip's start, the
+    nearest frame on this side instead, possibly one of ``frames``: then with the same memory."""
+    after: tuple[Planes, ...] = ()
+    """The neighbours after the group, as many, in the same way."""
 
 
 @dataclass(frozen=True, slots=True)

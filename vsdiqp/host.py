@@ -45,16 +45,19 @@ RawRun = tuple[
     str,
     tuple[int, int, int, int],
     int,
+    tuple[RawPlanes, ...],
+    tuple[RawPlanes, ...],
 ]
 """A run as the plugin passes it: frames n-1, n, n+1; look-ahead frame; targets; matrix, full range and chroma location;
-the properties _QP of the frames and their common _Codec; clip indices of the frames and the look-ahead frame; n."""
+the properties _QP of the frames and their common _Codec; clip indices of the frames and the look-ahead frame; n; the
+neighbours before and after."""
 
 
 class Restorer(Protocol):
     """What the engine needs of :class:`vsdiqp.restorer.Restorer`.
 
-    Two attributes are optional: ``concurrency``, how many threads may call :meth:`restore` at once (1), and ``codecs``,
-    names of the codecs it is made for (any).
+    Three attributes are optional: ``concurrency``, how many threads may call :meth:`restore` at once (1); ``codecs``,
+    names of the codecs it is made for (any); ``neighbours``, how many frames on each side of a group it is given (0).
     """
 
     look_ahead: int
@@ -87,6 +90,8 @@ class Engine:
             raise
         self.look_ahead = int(self._restorer.look_ahead)
         """Frames between a group's last frame and its look-ahead frame."""
+        self.neighbours = int(getattr(self._restorer, "neighbours", 0))
+        """Frames on each side of a group that its runs are given."""
 
     def process(self, runs: Sequence[RawRun]) -> None:
         """Restore the runs of one group: returns when all their targets are filled.
@@ -114,16 +119,18 @@ class Engine:
             self._restorer.restore(run)
 
     def _run(self, run: RawRun) -> Run:
-        frames, ahead, targets, (matrix, full_range, chroma_location), stated, codec, indices, middle = run
+        frames, ahead, targets, colour, stated, codec, indices, middle, before, after = run
         qp, codec = self._qp.resolve(indices[:3], stated, codec)
         return Run(
             frames=(self._planes(frames[0]), self._planes(frames[1]), self._planes(frames[2])),
             ahead=self._planes(ahead),
             targets=(self._target(targets[0]), self._target(targets[1]), self._target(targets[2])),
-            colour=FrameColour(matrix, full_range, chroma_location),
+            colour=FrameColour(*colour),
             qp=qp,
             codec=codec,
             middle=middle,
+            before=tuple(self._planes(planes) for planes in before),
+            after=tuple(self._planes(planes) for planes in after),
         )
 
     def _target(self, planes: RawPlanes | None) -> Planes | None:

@@ -32,16 +32,25 @@ def core(plugin_folder: Path) -> Iterator[vs.Core]:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], type[engine_doubles.Recorder]]]:
-    """Has ``Restore`` use a class of engine_doubles; returns it."""
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., type[engine_doubles.Recorder]]]:
+    """Has ``Restore`` use a class of engine_doubles, which asks for ``neighbours`` if given; returns it."""
 
-    def use(name: str) -> type[engine_doubles.Recorder]:
+    def use(name: str, neighbours: int | None = None) -> type[engine_doubles.Recorder]:
         monkeypatch.setenv(RESTORER_HOOK, f"engine_doubles:{name}")
+        if neighbours is None:
+            monkeypatch.delenv(engine_doubles.NEIGHBOURS, raising=False)
+        else:
+            monkeypatch.setenv(engine_doubles.NEIGHBOURS, str(neighbours))
         double: type[engine_doubles.Recorder] = getattr(engine_doubles, name)
         return double
 
     engine_doubles.Recorder.reset()
     engine_doubles.Fails.bad.clear()
+    engine_doubles.Overwrites.refused = 0
+    engine_doubles.Waits.started.clear()
+    engine_doubles.Waits.go.clear()
+    engine_doubles.Keeps.seen.clear()
+    engine_doubles.Keeps.addresses.clear()
     use("Recorder")
     yield use
     engine_doubles.Recorder.reset()

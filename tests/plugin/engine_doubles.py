@@ -9,9 +9,13 @@ import time
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vsdiqp.clip import ClipFormat, Planes, Run, Settings
 from vsdiqp.errors import DiqpError
+
+NEIGHBOURS = "STANDIN_NEIGHBOURS"
+"""Environment variable: how many neighbours on each side the doubles ask for; without it they say nothing of it."""
 
 
 def number_of(planes: Planes) -> int:
@@ -30,6 +34,9 @@ class Recorder:
         self.settings = settings
         self.clip = clip
         self.look_ahead = 0 if settings.look_ahead is None else settings.look_ahead
+        # Only where it is asked for: a restorer need not have the attribute.
+        if NEIGHBOURS in os.environ:
+            self.neighbours = int(os.environ[NEIGHBOURS])
         self.closed = threading.Event()
         Recorder.made.append(self)
 
@@ -50,6 +57,8 @@ class Recorder:
                 "qp": run.qp,
                 "codec": run.codec,
                 "middle": run.middle,
+                "before": [number_of(planes) for planes in run.before],
+                "after": [number_of(planes) for planes in run.after],
             }
         )
         for source, target in zip(run.frames, run.targets, strict=True):
@@ -66,7 +75,8 @@ class Mixer(Recorder):
     """Makes each result depend on every frame of the run, so that a wrong one anywhere changes pixels."""
 
     def restore(self, run: Run) -> None:
-        total = sum((3**i) * planes[0].astype(np.int64) for i, planes in enumerate((*run.frames, run.ahead)))
+        given = (*run.frames, run.ahead, *run.before, *run.after)
+        total = sum((3**i) * planes[0].astype(np.int64) for i, planes in enumerate(given))
         for i, (source, target) in enumerate(zip(run.frames, run.targets, strict=True)):
             if target is not None:
                 target[0][...] = (7 * source[0] + 5 * total + i + run.middle) % 251
@@ -81,6 +91,18 @@ class Slow(Recorder):
 
     def restore(self, run: Run) -> None:
         time.sleep(0.02)
+        super().restore(run)
+
+
+class Waits(Recorder):
+    """Says when a run has started, and ends none before it may."""
+
+    started: ClassVar[threading.Event] = threading.Event()
+    go: ClassVar[threading.Event] = threading.Event()
+
+    def restore(self, run: Run) -> None:
+        Waits.started.set()
+        Waits.go.wait(10)
         super().restore(run)
 
 
@@ -129,16 +151,30 @@ class Logs(Recorder):
 
 
 class Overwrites(Recorder):
-    """Tries to write to a source frame."""
+    """Tries to write to the source frames."""
 
-    refused: ClassVar[bool] = False
+    refused: ClassVar[int] = 0
 
     def restore(self, run: Run) -> None:
         super().restore(run)
-        try:
-            run.frames[0][0][...] = 99
-        except ValueError:
-            Overwrites.refused = True
+        for planes in (*run.before, *run.frames, run.ahead, *run.after):
+            try:
+                planes[0][...] = 99
+            except ValueError:
+                Overwrites.refused += 1
+
+
+class Keeps(Recorder):
+    """Keeps what it is given around each group: the samples of all planes, and where the first plane lies."""
+
+    seen: ClassVar[list[list[list[NDArray[Any]]]]] = []
+    addresses: ClassVar[list[list[int]]] = []
+
+    def restore(self, run: Run) -> None:
+        super().restore(run)
+        frames = (*run.before, *run.frames, *run.after)
+        Keeps.seen.append([[plane.copy() for plane in planes] for planes in frames])
+        Keeps.addresses.append([planes[0].ctypes.data for planes in frames])
 
 
 class OnlyHevc(Recorder):

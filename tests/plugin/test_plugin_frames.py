@@ -17,9 +17,9 @@ FORMATS = [
 ]
 
 
-def pattern(format: vs.PresetVideoFormat, width: int, height: int) -> vs.VideoNode:
-    """A clip of three frames in which every sample of every plane is different from its neighbours."""
-    blank = vs.core.std.BlankClip(format=format, width=width, height=height, length=3)
+def pattern(format: vs.PresetVideoFormat, width: int, height: int, frames: int = 3) -> vs.VideoNode:
+    """A clip of a few frames in which every sample of every plane is different from those beside it."""
+    blank = vs.core.std.BlankClip(format=format, width=width, height=height, length=frames)
 
     def fill(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
         out = f.copy()
@@ -57,11 +57,34 @@ def test_all_formats_pass_through_the_engine(engine, format):
     assert (told.width, told.height, told.frames) == (width, height, 3)
 
 
+@pytest.mark.parametrize("format", [vs.GRAY8, vs.YUV420P10, vs.RGBS], ids=lambda f: f.name)
+def test_neighbours_arrive_whole(engine, format):
+    double = engine("Keeps", neighbours=2)
+    source = pattern(format, 54, 38, frames=9)
+    source.diqp.Restore(qp=30).get_frame(4)
+    assert len(double.seen) == 1
+    for n, planes in enumerate(double.seen[0], start=1):
+        wanted = samples(source.get_frame(n))
+        assert len(planes) == len(wanted)
+        for found, plane in zip(planes, wanted, strict=True):
+            assert found.dtype == plane.dtype
+            assert np.array_equal(found, plane)
+
+
+def test_neighbours_that_are_one_frame_lie_in_one_place(engine):
+    double = engine("Keeps", neighbours=2)
+    source = pattern(vs.YUV420P8, 54, 38, frames=4)
+    source.diqp.Restore(qp=30).get_frame(0)
+    first, _, frame, second, third, last, end = double.addresses[0]
+    assert double.addresses[0] == [frame, frame, frame, second, third, end, end]
+    assert len({first, second, third, last}) == 4
+
+
 def test_source_frames_are_read_only(engine):
-    double = engine("Overwrites")
+    double = engine("Overwrites", neighbours=2)
     source = numbered(3)
     source.diqp.Restore(qp=30).get_frame(0)
-    assert double.refused
+    assert double.refused == 3 + 1 + 2 * 2
     assert [int(source.get_frame(n)[0][0, 0]) for n in range(3)] == [0, 1, 2]
 
 

@@ -1,4 +1,4 @@
-"""Which frames the engine is given for which output frame: clip ends, look-ahead, scene cuts."""
+"""Which frames the engine is given for which output frame: clip ends, neighbours, look-ahead, scene cuts."""
 
 import itertools
 
@@ -27,23 +27,40 @@ def expected_run(n: int, frames: int, look_ahead: int, cuts: set[int]) -> tuple[
     return given_frames, scene
 
 
-def check_runs(double, frames: int, look_ahead: int, cuts: set[int]) -> None:
+def expected_neighbours(n: int, frames: int, count: int, cuts: set[int]) -> tuple[list[int], list[int]]:
+    """What output frame n must be seen beside, straight from the promises: (before, after) its group."""
+    scenes = [sum(cut <= frame for cut in cuts) for frame in range(frames)]
+    scene = [frame for frame in range(frames) if scenes[frame] == scenes[n]]
+    group = [frame for frame in range(frames) if frame // 3 == n // 3]
+    while len(group) < min(3, frames):
+        group.insert(0, group[0] - 1)
+
+    def nearest(position: int) -> int:
+        return min(scene, key=lambda frame: abs(frame - position))
+
+    before = [nearest(position) for position in range(group[0] - count, group[0])]
+    return before, [nearest(position) for position in range(group[-1] + 1, group[-1] + 1 + count)]
+
+
+def check_runs(double, frames: int, look_ahead: int, cuts: set[int], neighbours: int = 0) -> None:
     restored = []
     for run in double.runs:
         for frame, wanted in zip(run["frames"], run["targets"], strict=True):
             if wanted:
                 assert (tuple(run["frames"]), run["ahead"]) == expected_run(frame, frames, look_ahead, cuts)
+                assert (run["before"], run["after"]) == expected_neighbours(frame, frames, neighbours, cuts)
                 restored.append(frame)
     assert sorted(restored) == list(range(frames))
 
 
+@pytest.mark.parametrize("neighbours", [None, 0, 1, 2, 10])
 @pytest.mark.parametrize("look_ahead", [0, 1, 4, 50])
 @pytest.mark.parametrize("frames", range(1, 9))
-def test_every_frame_is_restored_once_from_the_right_frames(engine, frames, look_ahead):
-    double = engine("Recorder")
+def test_every_frame_is_restored_once_from_the_right_frames(engine, frames, look_ahead, neighbours):
+    double = engine("Recorder", neighbours)
     clip = numbered(frames).diqp.Restore(qp=30, look_ahead=look_ahead)
     assert first_samples(clip) == {n: n + 1 for n in range(frames)}
-    check_runs(double, frames, look_ahead, set())
+    check_runs(double, frames, look_ahead, set(), neighbours or 0)
 
 
 def test_clip_ends_by_example(engine):
@@ -60,6 +77,19 @@ def test_clip_ends_by_example(engine):
     ]
 
 
+def test_neighbours_by_example(engine):
+    double = engine("Recorder", neighbours=2)
+    for frames in (1, 2, 8):
+        first_samples(numbered(frames).diqp.Restore(qp=30))
+    assert [(run["before"], run["frames"], run["after"]) for run in double.runs] == [
+        ([0, 0], [0, 0, 0], [0, 0]),
+        ([0, 0], [0, 1, 1], [1, 1]),
+        ([0, 0], [0, 1, 2], [3, 4]),
+        ([1, 2], [3, 4, 5], [6, 7]),
+        ([3, 4], [5, 6, 7], [7, 7]),
+    ]
+
+
 def scene_props(n: int, before: set[int], after: set[int]) -> dict[str, int]:
     """Cuts before frames of ``before`` are flagged on the frame that starts, of ``after`` on the one that ends."""
     props = {"_SceneChangePrev": 1} if n in before else {}
@@ -70,30 +100,31 @@ def scene_props(n: int, before: set[int], after: set[int]) -> dict[str, int]:
 @given(
     frames=st.integers(1, 20),
     look_ahead=st.integers(0, 8),
+    neighbours=st.integers(0, 5),
     before=st.sets(st.integers(1, 19), max_size=6),
     after=st.sets(st.integers(1, 19), max_size=6),
 )
-@example(frames=6, look_ahead=2, before={4, 5}, after={1, 2})
-@example(frames=7, look_ahead=0, before=set(), after={5, 6})
-def test_nothing_from_beyond_a_cut_is_used(engine, frames, look_ahead, before, after):
-    double = engine("Recorder")
+@example(frames=6, look_ahead=2, neighbours=2, before={4, 5}, after={1, 2})
+@example(frames=7, look_ahead=0, neighbours=3, before=set(), after={5, 6})
+def test_nothing_from_beyond_a_cut_is_used(engine, frames, look_ahead, neighbours, before, after):
+    double = engine("Recorder", neighbours)
     double.reset()
     clip = numbered(frames, props=lambda n: scene_props(n, before, after)).diqp.Restore(qp=30, look_ahead=look_ahead)
     assert first_samples(clip) == {n: n + 1 for n in range(frames)}
-    check_runs(double, frames, look_ahead, {cut for cut in before | after if cut < frames})
+    check_runs(double, frames, look_ahead, {cut for cut in before | after if cut < frames}, neighbours)
 
 
 def test_a_cut_by_example(engine):
-    double = engine("Recorder")
+    double = engine("Recorder", neighbours=2)
     clip = numbered(12, props=lambda n: scene_props(n, {4}, {8})).diqp.Restore(qp=30, look_ahead=5)
     first_samples(clip)
-    assert [(run["frames"], run["targets"], run["ahead"]) for run in double.runs] == [
-        ([0, 1, 2], [True, True, True], 3),
-        ([3, 3, 3], [True, False, False], 3),
-        ([4, 4, 5], [False, True, True], 7),
-        ([6, 7, 7], [True, True, False], 7),
-        ([8, 8, 8], [False, False, True], 11),
-        ([9, 10, 11], [True, True, True], 11),
+    assert [(run["before"], run["frames"], run["after"], run["targets"], run["ahead"]) for run in double.runs] == [
+        ([0, 0], [0, 1, 2], [3, 3], [True, True, True], 3),
+        ([1, 2], [3, 3, 3], [3, 3], [True, False, False], 3),
+        ([4, 4], [4, 4, 5], [6, 7], [False, True, True], 7),
+        ([4, 5], [6, 7, 7], [7, 7], [True, True, False], 7),
+        ([8, 8], [8, 8, 8], [9, 10], [False, False, True], 11),
+        ([8, 8], [9, 10, 11], [11, 11], [True, True, True], 11),
     ]
 
 
@@ -107,9 +138,9 @@ def test_a_cut_by_example(engine):
     ids=["matrix", "range", "codec"],
 )
 def test_frames_that_mean_something_else_are_another_scene(engine, props):
-    double = engine("Recorder")
-    first_samples(numbered(6, vs.YUV420P8, props=props).diqp.Restore(qp=30, look_ahead=2))
-    check_runs(double, 6, 2, {4})
+    double = engine("Recorder", neighbours=2)
+    first_samples(numbered(9, vs.YUV420P8, props=props).diqp.Restore(qp=30, look_ahead=2))
+    check_runs(double, 9, 2, {4}, neighbours=2)
 
 
 def test_the_longest_look_ahead_reaches_the_end(engine):

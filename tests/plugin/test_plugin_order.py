@@ -1,12 +1,16 @@
 """The same frame has the same pixels, whoever asks for it, when and in which company."""
 
+import os
 import random
 import subprocess
 
 import numpy as np
 import pytest
 import vapoursynth as vs
+from engine_doubles import NEIGHBOURS
 from plugin_support import numbered, samples
+
+from vsdiqp.host import RESTORER_HOOK
 
 FRAMES = 47
 CUTS = (7, 20, 21, 40)
@@ -17,9 +21,9 @@ def restored() -> vs.VideoNode:
     return source.diqp.Restore(qp=30, look_ahead=6)
 
 
-@pytest.fixture
-def reference(engine) -> list[list[np.ndarray]]:
-    engine("Mixer")
+@pytest.fixture(params=[None, 2], ids=["alone", "neighbours"])
+def reference(engine, request) -> list[list[np.ndarray]]:
+    engine("Mixer", request.param)
     clip = restored()
     return [samples(clip.get_frame(n)) for n in range(FRAMES)]
 
@@ -68,7 +72,8 @@ restored().set_output()
 def test_parts_of_a_clip_through_vspipe(core, reference, vspipe, process_environment, tmp_path, request):
     script = tmp_path / "part.vpy"
     script.write_text(SCRIPT.format(folder=str(request.path.parent)), encoding="utf-8")
-    environment = {**process_environment, "VSDIQP_TEST_RESTORER": "engine_doubles:Mixer"}
+    doubles = {name: os.environ[name] for name in (RESTORER_HOOK, NEIGHBOURS) if name in os.environ}
+    environment = {**process_environment, **doubles}
     for first, last in ((5, 5), (22, 40)):
         command = [vspipe, "-s", str(first), "-e", str(last), str(script), "-"]
         piped = subprocess.run(command, env=environment, capture_output=True, timeout=60)

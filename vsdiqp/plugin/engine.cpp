@@ -47,6 +47,7 @@ Engine::Engine(const VSMap *arguments, const VSVideoInfo &clip, const VSAPI *api
     const py::Gil gil;
     py::Object engine = py::host_function("create").call(py::tuple(arguments_dict(arguments, api), clip_dict(clip)));
     look_ahead_ = static_cast<int>(engine.attribute("look_ahead").as_integer());
+    neighbours_ = static_cast<int>(engine.attribute("neighbours").as_integer());
     // Last, so that the member is never destroyed without the GIL because something above has thrown.
     engine_ = std::move(engine);
 }
@@ -76,6 +77,10 @@ py::Object Engine::writable_planes_tuple(VSFrame *frame) const {
     });
 }
 
+py::Object Engine::frames_tuple(const std::vector<const SourceFrame *> &frames) const {
+    return py::tuple_of(frames.size(), [&](std::size_t i) { return planes_tuple(frames[i]->frame.get()); });
+}
+
 py::Object Engine::run_tuple(const EngineRun &run) const {
     // All frames of a run agree in colour and codec: a change of either is a cut.
     const FrameFacts &facts = run.frames[0]->facts;
@@ -96,7 +101,7 @@ py::Object Engine::run_tuple(const EngineRun &run) const {
                      py::text(facts.codec),
                      py::tuple(py::integer(run.plan.frames[0]), py::integer(run.plan.frames[1]),
                                py::integer(run.plan.frames[2]), py::integer(run.plan.ahead)),
-                     py::integer(run.middle));
+                     py::integer(run.middle), frames_tuple(run.before), frames_tuple(run.after));
 }
 
 void Engine::process(const std::vector<EngineRun> &runs) {

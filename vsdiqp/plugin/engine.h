@@ -23,6 +23,8 @@ struct EngineRun {
     std::array<const SourceFrame *, kGroupSize> frames;
     const SourceFrame *ahead;
     std::array<VSFrame *, kGroupSize> targets; ///< nullptr where nothing is wanted
+    std::vector<const SourceFrame *> before;
+    std::vector<const SourceFrame *> after;
 };
 
 class Engine {
@@ -36,12 +38,16 @@ class Engine {
     /// Frames between a group's last frame and the one it looks ahead to.
     int look_ahead() const { return look_ahead_; }
 
+    /// Frames on each side of a group that its runs are given.
+    int neighbours() const { return neighbours_; }
+
     /// Fills the targets of `runs`. Any thread may call it, several at once; it returns when they are filled. The GIL
     /// is free while the engine works or waits. Throws Error.
     void process(const std::vector<EngineRun> &runs);
 
   private:
     py::Object run_tuple(const EngineRun &run) const;
+    py::Object frames_tuple(const std::vector<const SourceFrame *> &frames) const;
     py::Object planes_tuple(const VSFrame *frame) const;
     py::Object writable_planes_tuple(VSFrame *frame) const;
 
@@ -49,6 +55,7 @@ class Engine {
     int planes_;
     py::Object engine_;
     int look_ahead_ = 0;
+    int neighbours_ = 0;
 };
 
 /// The arguments in `map` but for its nodes, as a Python dict of tuples.

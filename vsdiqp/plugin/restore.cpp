@@ -13,8 +13,10 @@
 #include <array>
 #include <atomic>
 #include <cstdio>
+#include <iterator>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -36,7 +38,8 @@ using Members = std::shared_ptr<const std::array<FrameRef, kGroupSize>>;
 class Restorer {
   public:
     Restorer(const VSMap *arguments, const VSVideoInfo &clip, VSCore *core, const VSAPI *api)
-        : api(api), clip(clip), engine(arguments, clip, api), groups{clip.numFrames, engine.look_ahead()},
+        : api(api), clip(clip), engine(arguments, clip, api),
+          groups{clip.numFrames, engine.look_ahead(), engine.neighbours()},
           window(groups, groups_in_flight(core, api) + kSpareGroups),
           finished(static_cast<std::size_t>(std::max(kFinishedGroups, groups_in_flight(core, api) + kSpareGroups))) {}
 
@@ -51,7 +54,7 @@ class Restorer {
                 "frame %d is interlaced (_FieldBased); deinterlace first, the networks know whole frames", frame);
     }
 
-    /// Restores `group` from the frames of its window, the first of which is the group's own first frame.
+    /// Restores `group` from the frames of its window.
     Members restore(int group, const std::vector<SourceFrame> &frames, VSCore *core);
 
     const VSAPI *const api;
@@ -86,14 +89,14 @@ class Restorer {
 };
 
 Members Restorer::restore(int group, const std::vector<SourceFrame> &frames, VSCore *core) {
-    const int first = groups.first(group);
+    const int first = groups.window_first(group);
     const auto source = [&](int frame) { return &frames[static_cast<std::size_t>(frame - first)]; };
     const auto cut = [&](int frame) { return is_cut(source(frame - 1)->facts, source(frame)->facts); };
 
     std::vector<EngineRun> runs;
     std::vector<std::pair<int, NewFrame>> restored;
     for (const RunPlan &plan : plan_runs(groups, group, cut)) {
-        EngineRun run{plan, groups.middle(group), {}, source(plan.ahead), {}};
+        EngineRun run{plan, groups.middle(group), {}, source(plan.ahead), {}, {}, {}};
         for (int i = 0; i < kGroupSize; ++i) {
             run.frames[i] = source(plan.frames[i]);
             if (!plan.targets[i])
@@ -104,7 +107,9 @@ Members Restorer::restore(int group, const std::vector<SourceFrame> &frames, VSC
                 i, NewFrame(api->newVideoFrame(&clip.format, clip.width, clip.height, original, core), api));
             run.targets[i] = restored.back().second.get();
         }
-        runs.push_back(run);
+        std::transform(plan.before.begin(), plan.before.end(), std::back_inserter(run.before), source);
+        std::transform(plan.after.begin(), plan.after.end(), std::back_inserter(run.after), source);
+        runs.push_back(std::move(run));
     }
 
     engine.process(runs);
@@ -153,7 +158,7 @@ const VSFrame *fetch(int n, int reason, Stage &stage, VSFrameContext *context) {
 class PendingGroup {
   public:
     PendingGroup(Restorer &restorer, int group)
-        : restorer_(restorer), group_(group), first_(restorer.groups.first(group)),
+        : restorer_(restorer), group_(group), first_(restorer.groups.window_first(group)),
           frames_(static_cast<std::size_t>(restorer.groups.window_last(group) - first_ + 1)) {
         const std::lock_guard<std::mutex> lock(restorer_.mutex);
         restorer_.window.enter(group_);

@@ -26,7 +26,9 @@ template <typename Frame> class SlidingWindow {
     /// `spread`: how many groups apart those in flight may be.
     SlidingWindow(Groups groups, int spread)
         : groups_(groups), spread_(spread),
-          capacity_(static_cast<std::size_t>(groups.look_ahead) + kGroupSize * static_cast<std::size_t>(spread + 1)) {}
+          capacity_(static_cast<std::size_t>(groups.neighbours) +
+                    static_cast<std::size_t>(std::max(groups.neighbours, groups.look_ahead)) +
+                    kGroupSize * static_cast<std::size_t>(spread + 1)) {}
 
     /// Group `group` starts asking for its frames.
     void enter(int group) {
@@ -34,7 +36,7 @@ template <typename Frame> class SlidingWindow {
         if (high_ < 0 || group < low_ - spread_ || group > high_ + spread_) {
             low_ = high_ = group;
             ended_.clear();
-            held_.erase(held_.begin(), held_.lower_bound(groups_.first(group)));
+            held_.erase(held_.begin(), held_.lower_bound(groups_.window_first(group)));
             held_.erase(held_.upper_bound(groups_.window_last(group)), held_.end());
         }
         low_ = std::min(low_, group);
@@ -58,7 +60,7 @@ template <typename Frame> class SlidingWindow {
 
     /// Keep `frame` when the window needs it.
     void put(int number, Frame frame) {
-        if (number < groups_.first(low_) || number > groups_.window_last(high_))
+        if (number < groups_.window_first(low_) || number > groups_.window_last(high_))
             return;
         held_.insert_or_assign(number, std::move(frame));
         while (held_.size() > capacity_)
@@ -69,14 +71,14 @@ template <typename Frame> class SlidingWindow {
 
   private:
     void drop_before_low() {
-        // The last group shares frames with the one before it, which first() takes into account.
-        const int keep = low_ < groups_.count() ? groups_.first(low_) : groups_.frames;
+        // Groups share frames with those before them, which window_first() takes into account.
+        const int keep = low_ < groups_.count() ? groups_.window_first(low_) : groups_.frames;
         held_.erase(held_.begin(), held_.lower_bound(keep));
     }
 
     /// Make room at the end that is farther from where frames are asked for.
     void drop_farthest() {
-        const int below = groups_.first(recent_) - held_.begin()->first;
+        const int below = groups_.window_first(recent_) - held_.begin()->first;
         const int above = held_.rbegin()->first - groups_.window_last(recent_);
         if (above > below) {
             held_.erase(std::prev(held_.end()));
