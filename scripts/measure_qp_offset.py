@@ -11,7 +11,8 @@ an encode without adaptive quantisation has the same mean squared luma error.
 
 ``mapping`` does so for codecs whose quantiser is put on HEVC's or AV1's scale.
 
-``restore`` filters such encodes with ``core.diqp.Restore`` at several ``qp_offset`` and gives the PSNR gained by each.
+``restore`` filters such encodes with ``core.diqp.Restore`` at several ``qp_offset`` and gives the PSNR gained by each;
+``foreign`` does so for the codecs of ``mapping``.
 
 Clips are anything FFmpeg reads, best lossless; without any, camera pans over scikit-image's photographs are used. A
 clip is cropped to its middle and played forth and back to get enough frames.
@@ -281,31 +282,75 @@ def restore(
     offsets: list[float],
 ) -> Iterator[str]:
     """Yield a Markdown table of the luma PSNR gained over the decoded frames at every offset, in dB."""
+    yield "| clip | rate | PSNR | " + " | ".join(f"{offset:+g}" for offset in offsets) + " |"
+    yield "|---|---|---|" + "---|" * len(offsets)
+    everything: list[list[float]] = []
+    for clip in clips:
+        pictures = load(clip, frames, width, height)
+        for factor in encoder.factors:
+            done = encode(pictures, folder, encoder, encoder.cases[0][0], factor)
+            before, gains = _gains(done.path, pictures, model, offsets)
+            everything.append(gains)
+            yield f"| {_name(clip)} | {factor} | {before:.2f} | {_best(gains)} |"
+        print(f"measured {clip}", file=sys.stderr)
+    yield f"| mean | | | {_best(np.mean(everything, 0).tolist())} |"
+
+
+def foreign(
+    clips: list[Path | str],
+    encoder: Encoder,
+    frames: int,
+    width: int,
+    height: int,
+    folder: Path,
+    model: str,
+    offsets: list[float],
+) -> Iterator[str]:
+    """Yield the same for the codecs that have no network of their own: means over the clips, and the worst clip."""
+    yield "| codec | options | PSNR | " + " | ".join(f"{offset:+g}" for offset in offsets) + " | worst clip |"
+    yield "|---|---|---|" + "---|" * (len(offsets) + 1)
+    loaded = [load(clip, frames, width, height) for clip in clips]
+    for codec, (name, _, tried) in _FOREIGN.items():
+        for options in tried:
+            found = []
+            for pictures in loaded:
+                path = folder / "clip.mkv"
+                write_stream(path, pictures, name, {"cpu-used": "4", "threads": "1"} | options)
+                found.append(_gains(path, pictures, model, offsets))
+            gains = np.array([gained for _, gained in found])
+            worst = " / ".join(f"{value:+.3f}" for value in gains.min(0))
+            how = " ".join(f"{key}={value}" for key, value in options.items())
+            before = float(np.mean([psnr for psnr, _ in found]))
+            yield f"| {codec} | {how} | {before:.2f} | {_best(gains.mean(0).tolist())} | {worst} |"
+        print(f"measured {codec}", file=sys.stderr)
+
+
+def _gains(path: Path, pictures: Pictures, model: str, offsets: list[float]) -> tuple[float, list[float]]:
+    """Luma PSNR of a stream against its source, and what the filter adds to it at every offset."""
     import vapoursynth
 
     core: Any = vapoursynth.core
-    yield "| clip | rate | PSNR | " + " | ".join(f"{offset:+g}" for offset in offsets) + " |"
-    yield "|---|---|---|" + "---|" * len(offsets)
-    for clip in clips:
-        pictures = load(clip, frames, width, height)
-        luma_rows = pictures[0].shape[0] * 2 // 3
-        for factor in encoder.factors:
-            done = encode(pictures, folder, encoder, encoder.cases[0][0], factor)
-            source = core.diqp.ReadQP(core.bs.VideoSource(str(done.path), cachemode=0), str(done.path))
+    luma_rows = pictures[0].shape[0] * 2 // 3
+    source = core.diqp.ReadQP(core.bs.VideoSource(str(path), cachemode=0), str(path))
 
-            def psnr(node: Any, pictures: Pictures = pictures, luma_rows: int = luma_rows) -> float:
-                errors = [
-                    np.mean((np.asarray(frame[0], np.float64) - picture[:luma_rows]) ** 2)
-                    for frame, picture in zip(node.frames(), pictures, strict=True)
-                ]
-                return float(np.mean(10 * np.log10(255**2 / np.maximum(errors, _LOG_FLOOR))))
+    def psnr(node: Any) -> float:
+        errors = [
+            np.mean((np.asarray(frame[0], np.float64) - picture[:luma_rows]) ** 2)
+            for frame, picture in zip(node.frames(), pictures, strict=True)
+        ]
+        return float(np.mean(10 * np.log10(255**2 / np.maximum(errors, _LOG_FLOOR))))
 
-            before = psnr(source)
-            gains = [psnr(core.diqp.Restore(source, model=model, qp_offset=offset)) - before for offset in offsets]
-            best = max(gains)
-            cells = (f"**{gain:+.3f}**" if gain == best else f"{gain:+.3f}" for gain in gains)
-            name = clip if isinstance(clip, str) else clip.stem
-            yield f"| {name} | {factor} | {before:.2f} | {' | '.join(cells)} |"
+    before = psnr(source)
+    return before, [psnr(core.diqp.Restore(source, model=model, qp_offset=offset)) - before for offset in offsets]
+
+
+def _best(gains: list[float]) -> str:
+    """Cells of a row, the best of them bold."""
+    return " | ".join(f"**{gain:+.3f}**" if gain == max(gains) else f"{gain:+.3f}" for gain in gains)
+
+
+def _name(clip: Path | str) -> str:
+    return clip if isinstance(clip, str) else clip.stem
 
 
 def _signed(values: NDArray[np.float64]) -> str:
@@ -322,7 +367,7 @@ def main() -> None:
     """Run the measurement that the command line asks for."""
     os.environ.setdefault("SVT_LOG", "1")  # errors only
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("measurement", choices=("relation", "mapping", "restore"))
+    parser.add_argument("measurement", choices=("relation", "mapping", "restore", "foreign"))
     parser.add_argument(
         "clips", type=clip_or_name, nargs="*", help="lossless clips, or names of scikit-image's photographs"
     )
@@ -336,11 +381,15 @@ def main() -> None:
     clips: list[Path | str] = args.clips or ["astronaut", "coffee", "chelsea", "camera"]
     width, height = (int(side) for side in args.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
-        measurement: Callable[..., Iterator[str]] = {"relation": relation, "mapping": mapping}.get(
-            args.measurement, restore
-        )
+        measurements: dict[str, Callable[..., Iterator[str]]] = {
+            "relation": relation,
+            "mapping": mapping,
+            "restore": restore,
+            "foreign": foreign,
+        }
+        measurement = measurements[args.measurement]
         more: tuple[Any, ...] = ()
-        if args.measurement == "restore":
+        if args.measurement in ("restore", "foreign"):
             more = (args.model, args.offsets)
         table = (
             "\n".join(measurement(clips, _ENCODERS[args.encoder], args.frames, width, height, Path(folder), *more))

@@ -26,6 +26,7 @@ class Config:
     uses_around: bool = False
     uses_ahead: bool = False
     look_ahead_frames: int = 0
+    neighbours: int = 0
 
 
 class Zero:
@@ -35,6 +36,7 @@ class Zero:
         self.config = Config(**config)  # type: ignore[arg-type]
         self.tiles: list[Tensor] = []
         self.ahead_tiles: list[Tensor] = []
+        self.besides: list[Tensor | None] = []
         self.guides: list[tuple[Tensor, Tensor]] = []
         self.places: list[tuple[int, int]] = []
 
@@ -51,8 +53,9 @@ class Zero:
         self.guides.append((around.clone(), ahead_scaled.clone()))
         return ()
 
-    def predict(self, tile, ahead_tile, guides, location, weight_decay):
+    def predict(self, tile, ahead_tile, guides, location, weight_decay, beside=None):
         self.tiles.append(tile.clone())
+        self.besides.append(None if beside is None else beside.clone())
         self.ahead_tiles.append(ahead_tile.clone())
         self.places.append((int(location[2, 0, 0]), int(location[3, 0, 0])))
         return self.residual(tile, location)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -288,6 +289,32 @@ def test_a_backend_whose_package_is_broken_is_a_reason_not_an_exception(monkeypa
     assert "cpu" in Restorer(Settings(precision="fp32"), clip, Zero()).describe()
     with pytest.raises(DiqpError, match=r"'tensorrt' can't run here: .*libnothing_of_the_kind"):
         Restorer(Settings(backend="tensorrt"), clip, Zero())
+
+
+@pytest.mark.parametrize("kind", ["BackendError", "DiqpError"])
+def test_auto_goes_on_where_a_backend_cannot_be_opened_after_all(kind, monkeypatch, tmp_path, caplog):
+    """As when an engine can't be built. What a user asked for wrongly is no reason to go on."""
+    from vsdiqp import backends
+
+    lines = ["from vsdiqp.errors import *", "def unavailable(): pass"]
+    lines += ["def open_backend(task):", "    task.network.value = 7.0", f"    raise {kind}('no engine for you')"]
+    (tmp_path / "hopeful_backend.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hopeful_backend", raising=False)
+    monkeypatch.setattr(backends, "MODULES", {"tensorrt": "hopeful_backend", "cpu": "vsdiqp.backends.cpu"})
+    clip, network = clip_format(), Constant(0.0)
+    with pytest.raises(DiqpError, match="no engine for you"):
+        Restorer(Settings(backend="tensorrt"), clip, Constant(0.0))
+    if kind == "DiqpError":
+        with pytest.raises(DiqpError, match="no engine for you"):
+            Restorer(Settings(precision="fp32"), clip, network)
+        return
+    restorer = Restorer(Settings(precision="fp32"), clip, network)
+    assert "cpu" in restorer.describe()
+    assert "tensorrt can't be used: no engine for you; taking cpu" in caplog.text
+    job = make_run(clip, colour())
+    restorer.restore(job)
+    assert same_bits(job.frames[0], job.targets[0]), "the network was spoilt by the first backend"
 
 
 def test_the_number_of_threads_can_be_set_from_outside(monkeypatch):

@@ -6,3 +6,7 @@ class DiqpError(ValueError):
 
     The text carries no ``diqp.Restore:`` prefix; the plugin and the command line put their own name before it.
     """
+
+
+class BackendError(DiqpError):
+    """A backend that looked usable cannot run here after all; ``backend="auto"`` goes on to the next one."""

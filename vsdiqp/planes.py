@@ -244,6 +244,19 @@ class FrameMap:
         out[:, :height, width:] = inside[:, :, -1:]
         out[:, height:] = out[:, height - 1 : height]
 
+    def read_luma(self, planes: Planes, left: int, top: int, out: Tensor) -> None:
+        """Fill ``out`` (h,w fp32) with the first of the network's colours; the region lies inside the frame."""
+        height, width = out.shape
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        if self._identity:
+            self._decode(planes[0][rows, columns], 0, out)
+            if math.isfinite(self.limits[0]):
+                out.clamp_(*self.limits)
+            return
+        colours = out.new_empty((3, height, width))
+        self.read(planes, left, top, colours)
+        out.copy_(colours[0])
+
     def sample(self, planes: Planes, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Tensor:
         """Network colours (3,rows,columns) at the crossings of the given rows and columns of the luma grid only."""
         native = torch.empty((len(planes), len(rows), len(columns)), device=self._device)

@@ -1,9 +1,11 @@
 """A group of frames in, the same group restored: checks what was asked for, decides the rest, drives a backend.
 
 Memory on the CPU, for a clip of W x H pixels in tiles of w x h: the frames themselves, the network's weights and
-activations (its own, in proportion to w * h), and at most 36 * W * h + 132 * w * h + 20 * W * H bytes.
+activations (its own, in proportion to w * h), and at most 36 * W * h + 132 * w * h + 20 * W * H bytes, and what
+`vsdiqp.neighbours` says for networks with neighbours.
 """
 
+import copy
 import logging
 import math
 from typing import Final
@@ -11,10 +13,11 @@ from typing import Final
 import numpy as np
 
 from vsdiqp import tiles
-from vsdiqp.backends import choose, free_tiles, open_backend
+from vsdiqp.backends import candidates, free_tiles, open_backend
 from vsdiqp.backends.base import Backend, Network, NetworkConfig, Task
 from vsdiqp.clip import ClipFormat, Run, Settings
 from vsdiqp.errors import DiqpError
+from vsdiqp.neighbours import memory_bound as alignment_bound
 
 SMALLEST: Final = 16
 """Least width and height of a frame."""
@@ -41,17 +44,25 @@ class Restorer:
         self._clip, self._config = clip, config
         self.look_ahead = _look_ahead(settings, config)
         """T: frames between a group's last frame and its look-ahead frame. 0: the group's own last frame."""
+        self.neighbours = config.neighbours if settings.strength > 0.0 else 0
+        """Frames before and after a group that a run needs."""
         self.codecs = config.codecs
         """Codecs that the network was trained for."""
-        backend = choose(settings.backend)
-        self.plan = _plan(settings, clip, config, free_tiles(backend))
-        """Where the tiles lie."""
+        names = candidates(settings.backend)
+
+        def task(name: str) -> Task:
+            plan = _plan(settings, clip, config, free_tiles(name))
+            # A backend makes the network its own; another that has to take over needs one as it was.
+            own = network if len(names) == 1 else copy.deepcopy(network)
+            return Task(own, clip, plan, settings.strength, settings.precision, settings.batch, settings.device)
+
         self._backend: Backend | None = None
         if settings.strength > 0.0:
-            self._backend = open_backend(
-                backend,
-                Task(network, clip, self.plan, settings.strength, settings.precision, settings.batch, settings.device),
-            )
+            self._backend, opened = open_backend(names, task)
+        else:
+            opened = task(names[0])
+        self.plan = opened.plan
+        """Where the tiles lie."""
         _log.info("%s", self.describe())
 
     @property
@@ -89,10 +100,11 @@ class Restorer:
         self._backend = None
 
 
-def memory_bound(clip: ClipFormat, plan: tiles.TilePlan) -> int:
+def memory_bound(clip: ClipFormat, plan: tiles.TilePlan, neighbours: int = 0) -> int:
     """Bytes that one run needs on the CPU at most, besides its frames and the network (the formula above)."""
     columns, rows = plan.columns, plan.rows
-    return 36 * clip.width * rows.side + 132 * columns.side * rows.side + 20 * clip.width * clip.height
+    plain = 36 * clip.width * rows.side + 132 * columns.side * rows.side + 20 * clip.width * clip.height
+    return plain + alignment_bound(clip, neighbours, (columns.side, rows.side))
 
 
 def _check(settings: Settings, clip: ClipFormat) -> None:

@@ -12,7 +12,8 @@ from vsdiqp.training.settings import CONFIGS
 
 LITE = DiQPConfig.from_dict(tomllib.loads((CONFIGS / "lite.toml").read_text())["network"])
 SMALL_LITE = dataclasses.replace(LITE, widths=(8, 8, 16), embed_dim=8, depths=(0, 1, 2, 0, 0), heads=(1, 1, 2, 1, 1))
-GUIDED = dataclasses.replace(SMALL_LITE, look_around=(3, 5), look_ahead=(4, 3), frames_ahead=3)
+ALONE = dataclasses.replace(SMALL_LITE, neighbours=0)
+GUIDED = dataclasses.replace(ALONE, look_around=(3, 5), look_ahead=(4, 3), frames_ahead=3)
 RELEASED = DiQPConfig(
     embed_dim=4,
     depths=(1, 2, 1),
@@ -55,7 +56,16 @@ def arguments(net: DiQP, tile: Tensor, qp: float = 37, codec: str = "hevc", **pl
     ahead_tile = torch.cat([tile[:, :, 2:], future], 2)
     locations = location.view(6, 1, 1).expand(6, batch, 1)
     decays = torch.full((batch, 1, 1, 1, 1), decay)
-    return tile, thumbnails[:, :, :2], ahead_tile, thumbnails[:, :, 1:], locations, decays
+    inputs = (tile, thumbnails[:, :, :2], ahead_tile, thumbnails[:, :, 1:], locations, decays)
+    return (*inputs, neighbours(net.config, tile)) if net.config.neighbours else inputs
+
+
+def neighbours(config: DiQPConfig, tile: Tensor) -> Tensor:
+    """Luma beside each frame of a tile: B, 3, 2K, H, W, the frame itself with a little noise of its own."""
+    generator = torch.Generator().manual_seed(3)
+    batch, _, frames, height, width = tile.shape
+    noise = torch.randn(1, frames, 2 * config.neighbours, height, width, generator=generator)
+    return tile[:, 0, :, None] + 0.01 * noise.expand(batch, -1, -1, -1, -1)
 
 
 def run(net: DiQP, tile: Tensor, **where: Any) -> Tensor:

@@ -1,12 +1,13 @@
 """How a network runs: one module a backend, found by name and imported only when asked for."""
 
 import logging
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Final, cast
 
 from vsdiqp.backends.base import Backend, Task
-from vsdiqp.errors import DiqpError
+from vsdiqp.errors import BackendError, DiqpError
 
 MODULES: Final = {
     "tensorrt": "vsdiqp.backends.tensorrt",
@@ -29,8 +30,8 @@ def available() -> list[str]:
     return [name for name in MODULES if unavailable(name) is None]
 
 
-def choose(name: str) -> str:
-    """The backend that a name means here; "auto" is the first that can run, and logs one line with the reasons.
+def candidates(name: str) -> list[str]:
+    """The backends that a name means here: itself, or for "auto" all that can run, fastest first.
 
     Raises DiqpError when there is no such backend or it can't run here.
     """
@@ -40,15 +41,14 @@ def choose(name: str) -> str:
         reason = unavailable(name)
         if reason is not None:
             raise DiqpError(f"backend {name!r} can't run here: {reason}; backend='auto' takes the best that can")
-        return name
-    reasons: list[str] = []
-    for candidate in MODULES:
-        reason = unavailable(candidate)
-        if reason is None:
-            _log.info("backend %s%s", candidate, "".join(f"; not {reason}" for reason in reasons))
-            return candidate
-        reasons.append(f"{candidate}: {reason}")
-    raise DiqpError("no backend can run here: " + "; ".join(reasons))
+        return [name]
+    reasons = {candidate: unavailable(candidate) for candidate in MODULES}
+    found = [candidate for candidate, reason in reasons.items() if reason is None]
+    missing = [f"{candidate}: {reason}" for candidate, reason in reasons.items() if reason is not None]
+    if not found:
+        raise DiqpError("no backend can run here: " + "; ".join(missing))
+    _log.info("backend %s%s", found[0], "".join(f"; not {reason}" for reason in missing))
+    return found
 
 
 def free_tiles(name: str) -> bool:
@@ -59,9 +59,21 @@ def free_tiles(name: str) -> bool:
     return bool(getattr(_load(name), "FREE_TILES", False))
 
 
-def open_backend(name: str, task: Task) -> Backend:
-    """Open a backend that `choose` gave. Raises DiqpError."""
-    return cast(Backend, import_module(MODULES[name]).open_backend(task))
+def open_backend(names: Sequence[str], make_task: Callable[[str], Task]) -> tuple[Backend, Task]:
+    """Open the first of `candidates`' backends that opens, with the task made for it.
+
+    What a backend can't do on this machine after all (`BackendError`) is logged in one line, and the next one is
+    tried; every other DiqpError, and the last one's, is raised.
+    """
+    for name, following in zip(names, [*names[1:], None], strict=True):
+        task = make_task(name)
+        try:
+            return cast(Backend, import_module(MODULES[name]).open_backend(task)), task
+        except BackendError as error:
+            if following is None:
+                raise
+            _log.warning("backend %s can't be used: %s; taking %s", name, error, following)
+    raise DiqpError("no backend was given")
 
 
 def _load(name: str) -> ModuleType | str:

@@ -41,6 +41,8 @@ class NetworkConfig(Protocol):
     def uses_ahead(self) -> bool: ...
     @property
     def look_ahead_frames(self) -> int: ...
+    @property
+    def neighbours(self) -> int: ...
 
 
 class Network(Protocol):
@@ -68,7 +70,13 @@ class Network(Protocol):
     def frame_guides(self, around: Tensor, ahead_scaled: Tensor, weight_decay: Tensor) -> Any: ...
 
     def predict(
-        self, tile: Tensor, ahead_tile: Tensor, guides: Any, location: Tensor, weight_decay: Tensor
+        self,
+        tile: Tensor,
+        ahead_tile: Tensor,
+        guides: Any,
+        location: Tensor,
+        weight_decay: Tensor,
+        beside: Tensor | None = None,
     ) -> Tensor: ...
 
     def to_precision(self, dtype: torch.dtype) -> Any: ...

@@ -1,7 +1,8 @@
 """The network as a plain torch module: on the CPU, and the reference that every other backend is compared with.
 
 Memory, besides the network's own: 36 bytes a pixel for one row of tiles across the frame, 132 a pixel of one tile, and
-at most 20 a pixel of one frame, while a thumbnail is made or a strip is written.
+at most 20 a pixel of one frame, while a thumbnail is made or a strip is written. Networks with neighbours add what
+`vsdiqp.neighbours` says.
 """
 
 import os
@@ -13,6 +14,7 @@ from vsdiqp.backends.base import Task
 from vsdiqp.clip import Run
 from vsdiqp.context import Thumbnailer, thumbnails
 from vsdiqp.errors import DiqpError
+from vsdiqp.neighbours import Neighbours
 from vsdiqp.planes import FrameMap, frame_map, identity
 from vsdiqp.tiles import Canvas
 
@@ -51,6 +53,9 @@ class TorchBackend:
         clip, config = task.clip, task.network.config
         self._colour = config.colour
         self._thumbnailer = Thumbnailer(clip.width, clip.height, task.thumbnail, device)
+        self._neighbours: Neighbours | None = None
+        if config.neighbours:
+            self._neighbours = Neighbours(clip, config.neighbours, threads or torch.get_num_threads())
 
     def restore(self, run: Run) -> None:
         """See `Backend.restore`."""
@@ -65,7 +70,9 @@ class TorchBackend:
         return f"{self._device.type} ({self._precision}, {torch.get_num_threads()} threads)"
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Ends threads."""
+        if self._neighbours is not None:
+            self._neighbours.close()
 
     def _restore(self, run: Run) -> None:
         task, network, clip, plan = self._task, self._network, self._task.clip, self._task.plan
@@ -85,13 +92,19 @@ class TorchBackend:
         guides = network.frame_guides(around, ahead_scaled, locate(0, 0)[1])
         del around, ahead_scaled
 
+        beside: tuple[Tensor, ...] = ()
+        if self._neighbours is not None:
+            self._neighbours.begin(run, frames)
+            beside = (torch.empty((1, 3, 2 * config.neighbours, *side)),)
         tile = torch.empty((1, 3, 3, *side), device=self._device)
         ahead_tile = torch.empty((1, 3, 2, *(side if config.uses_ahead else (0, 0))), device=self._device)
         canvas = Canvas(plan, (len(wanted), 3), frames.margin, frames.row_step, self._device)
         for top in plan.rows.starts:
             for column, left in enumerate(plan.columns.starts):
                 self._cut(run, frames, left, top, tile, ahead_tile)
-                residual = network.predict(tile, ahead_tile, guides, *locate(left, top))
+                if self._neighbours is not None:
+                    self._neighbours.fill(left, top, tile[0, 0], beside[0][0])
+                residual = network.predict(tile, ahead_tile, guides, *locate(left, top), *beside)
                 # A value that overflowed must not reach the picture: there it means no change.
                 canvas.add(column, residual[0].transpose(0, 1)[wanted].nan_to_num_(0.0, 0.0, 0.0))
             strip = canvas.end_row()

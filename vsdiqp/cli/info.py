@@ -53,10 +53,10 @@ def describe(config: "DiQPConfig", indent: str = "") -> str:
     """A checkpoint in a few lines: what it is for, its size, where it comes from."""
     ranges = ", ".join(f"{codec} QP {low}..{high}" for codec, (low, high) in config.qp_range.items())
     guides = [name for name, used in (("look around", config.uses_around), ("look ahead", config.uses_ahead)) if used]
-    lines = [
-        f"{config.name}: {ranges}; {config.colour}, tile {config.tile}, T {config.frames_ahead}, "
-        f"guides: {' and '.join(guides) or 'none'}",
-    ]
+    seen = 3 + 2 * config.neighbours
+    lines = [f"{config.name}: {ranges}; {config.colour}, tile {config.tile}, sees {seen} frames"]
+    if guides:
+        lines.append(f"  guides: {' and '.join(guides)}, T {config.frames_ahead}")
     if config.max_size:
         lines.append("  frames up to {}x{}".format(*config.max_size))
     if config.origin:

@@ -40,6 +40,9 @@ class DiQPConfig:
     """Residual convolution blocks a frame before the U; only with ``stem_scale`` 2."""
     head_blocks: int = 0
     """The same after the U."""
+    neighbours: int = 0
+    """Frames on each side that every frame is seen beside, luma only and aligned to it (`vsdiqp.alignment`); only with
+    ``stem_scale`` 2. 0: the other two frames of its group, as they lie."""
     look_around: tuple[int, ...] = (7, 17, 23, 29)
     """Channels of Look Around's levels; empty drops the guide."""
     look_ahead: tuple[int, ...] = (7, 10, 13, 16)
@@ -90,6 +93,8 @@ class DiQPConfig:
             )
         if self.stem_scale == 1 and (self.stem_blocks or self.head_blocks):
             raise DiqpError("stem_blocks and head_blocks are parts of stem_scale 2; give 0 of both with stem_scale 1")
+        if self.neighbours < 0 or (self.neighbours and self.stem_scale == 1):
+            raise DiqpError(f"neighbours is {self.neighbours}; it may be 0, or more with stem_scale 2")
         for index, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
             channels = self.stage_channels(index)
             if depth and (heads < 1 or channels % heads):
@@ -165,6 +170,8 @@ class DiQPConfig:
             values["trust"] = {codec: [list(point) for point in points] for codec, points in self.trust.items()}
         else:
             del values["trust"]  # older versions read what has none
+        if not self.neighbours:
+            del values["neighbours"]
         return values
 
     @classmethod

@@ -12,15 +12,18 @@ def kmac(config: DiQPConfig) -> float:
     """Thousands of multiply-accumulates a pixel and frame, on a tile of the size the network was built for.
 
     Counts matrix products and convolutions as they run: packed weights with their zeros, attention's two products.
+    Aligning neighbours is not the network's work and not counted.
     """
     side = config.tile
     with torch.device("meta"):
         network = DiQP(config).prepare()
         pictures = [torch.zeros(1, 3, frames, side, side) for frames in (FRAMES, 2, 2, 2)]
         location, decay = torch.zeros(6, 1, 1), torch.ones(1, 1, 1, 1, 1)
+        others = 2 * config.neighbours
+        beside = (torch.zeros(1, FRAMES, others, side, side),) if others else ()
     # Only the plain form of attention is made of operations that the counter knows on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        network(*pictures, location, decay)
+        network(*pictures, location, decay, *beside)
     return counter.get_total_flops() / 2 / (FRAMES * side * side) / 1000
 
 

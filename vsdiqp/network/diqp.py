@@ -15,7 +15,16 @@ from vsdiqp.network.guides import GuideChain
 from vsdiqp.network.lewin import Stage, WindowAttention
 from vsdiqp.network.lost import ContinuousLocation, TableLocation, tile_pattern
 from vsdiqp.network.packing import Packed, PackedConv, PackedUpsample
-from vsdiqp.network.stem import CellHead, CellStem, PixelHead, PixelStem, to_frames, to_tokens
+from vsdiqp.network.stem import (
+    CellHead,
+    CellStem,
+    PixelHead,
+    PixelStem,
+    pattern_channels,
+    seen_beside,
+    to_frames,
+    to_tokens,
+)
 
 Guides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 """What depends on whole frames alone: maps of Look Around, and of Look Ahead's scaled half, one a level."""
@@ -58,7 +67,9 @@ class DiQP(nn.Module):
             self.lost = TableLocation(config.table_rows)
             extra = 1
         else:
-            self.lost = ContinuousLocation(config.codecs, dict(config.qp_range), CODE)
+            self.lost = ContinuousLocation(
+                config.codecs, dict(config.qp_range), CODE, pattern_channels(config.neighbours)
+            )
             extra = 1
         self.stem: PixelStem | CellStem
         self.head: PixelHead | CellHead
@@ -67,8 +78,8 @@ class DiQP(nn.Module):
             self.stem, self.head = PixelStem(widths[0]), PixelHead(doubled * widths[0])
         else:
             assert isinstance(self.lost, ContinuousLocation)
-            self.stem = CellStem(widths[0], config.stem_blocks, CODE, self.lost.channels)
-            self.head = CellHead(doubled * widths[0], config.head_blocks, CODE)
+            self.stem = CellStem(widths[0], config.stem_blocks, CODE, config.neighbours)
+            self.head = CellHead(doubled * widths[0], config.head_blocks, CODE, config.neighbours)
 
         self.look_around = GuideChain(config.look_around, first_stride=1) if config.look_around else None
         self.look_ahead = LookAhead(config.look_ahead) if config.look_ahead else None
@@ -202,23 +213,39 @@ class DiQP(nn.Module):
         return pictures.to(self.body_dtype)
 
     def restore(
-        self, tile: Tensor, ahead_tile: Tensor, guides: Guides, location: Tensor, weight_decay: Tensor
+        self,
+        tile: Tensor,
+        ahead_tile: Tensor,
+        guides: Guides,
+        location: Tensor,
+        weight_decay: Tensor,
+        beside: Tensor | None = None,
     ) -> Tensor:
         """Restore tiles with guides already made; see `forward` for shapes. Guides of batch 1 serve the whole batch."""
-        return tile + self.predict(tile, ahead_tile, guides, location, weight_decay)
+        return tile + self.predict(tile, ahead_tile, guides, location, weight_decay, beside)
 
     def predict(
-        self, tile: Tensor, ahead_tile: Tensor, guides: Guides, location: Tensor, weight_decay: Tensor
+        self,
+        tile: Tensor,
+        ahead_tile: Tensor,
+        guides: Guides,
+        location: Tensor,
+        weight_decay: Tensor,
+        beside: Tensor | None = None,
     ) -> Tensor:
         """The residual alone: B, 3, 3, H, W, fp32."""
         dtype = self.body_dtype
         pattern = self.lost(location).to(dtype)
-        code = damage = None
+        code = damage = others = None
         if isinstance(self.stem, CellStem):
             assert isinstance(self.lost, ContinuousLocation)
             code, damage = self.lost.code(location).to(dtype), self.lost.damage(location).float()
             height, width = tile.shape[-2] // 2, tile.shape[-1] // 2
-            features = self.stem(tile, code, tile_pattern(pattern, height, width).permute(0, 3, 1, 2), damage)
+            place = tile_pattern(pattern, height, width).permute(0, 3, 1, 2)
+            if self.config.neighbours:
+                assert beside is not None
+                others = seen_beside(tile, beside, damage)
+            features = self.stem(tile, code, place, damage, others)
             x = to_tokens(features, self.frame_major)
         else:
             x = self.stem(tile).to(dtype)
@@ -242,7 +269,7 @@ class DiQP(nn.Module):
             x = decode(x)
         if isinstance(self.head, CellHead):
             assert code is not None and damage is not None
-            return self.head(to_frames(x, self.frame_major), code, damage)
+            return self.head(to_frames(x, self.frame_major), code, damage, others)
         return self.head(x).float()
 
     @staticmethod
@@ -263,13 +290,16 @@ class DiQP(nn.Module):
         ahead_scaled: Tensor,
         location: Tensor,
         weight_decay: Tensor,
+        beside: Tensor | None = None,
     ) -> Tensor:
         """Restore a batch of tiles (spec/diqp.md, "Inputs").
 
         tile: B, 3, 3, H, W (colour, frame, y, x), 0..1, H and W multiples of ``config.multiple``.
         around: B, 3, 2, H, W, whole frames n-1 and n+1 shrunk. ahead_tile: B, 3, 2, H, W, the tile of frame n+1 and of
         the look-ahead frame. ahead_scaled: B, 3, 2, H, W, both as whole frames shrunk. location: 6, B, 1 (see
-        `locate`). weight_decay: B, 1, 1, 1, 1. Returns tile + prediction: B, 3, 3, H, W, not clamped.
+        `locate`). weight_decay: B, 1, 1, 1, 1. beside: with ``config.neighbours`` N, B, 3, 2 N, H, W: luma 0..1 of the
+        neighbours of frames n-1, n, n+1, each aligned to its frame, in the order -1, +1, -2, +2, ...
+        Returns tile + prediction: B, 3, 3, H, W, not clamped.
         """
         guides = self.frame_guides(around, ahead_scaled, weight_decay)
-        return self.restore(tile, ahead_tile, guides, location, weight_decay)
+        return self.restore(tile, ahead_tile, guides, location, weight_decay, beside)

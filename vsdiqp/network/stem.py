@@ -21,8 +21,9 @@ CELL_INPUTS = 9
 """Inputs a cell and frame: 4 luma and 2 chroma differences, 3 means."""
 CELL_OUTPUTS = 6
 """Outputs a cell and frame: 4 luma and 2 chroma residuals."""
-HEAD_CHANNELS = 16
-"""Channels of the last convolution, of which CELL_OUTPUTS are used: CPU kernels for 6 are 4 to 8 times slower."""
+CLIPS = (0.7, 2.0)
+"""Limits, in units of damage, of the differences to aligned neighbours that the head weighs: beyond the first a
+difference is hardly noise any more, beyond the second it is motion that was not found."""
 
 
 class PixelStem(nn.Module):
@@ -118,19 +119,53 @@ def seen_from(cells: Tensor) -> Tensor:
     return torch.cat([near, far], 2).flatten(0, 1)
 
 
+def seen_beside(tile: Tensor, beside: Tensor, damage: Tensor) -> Tensor:
+    """B, 3, 3, H, W and aligned luma B, 3, N, H, W of each frame's neighbours -> B * 3, 4 N, H / 2, W / 2, fp32.
+
+    Differences of the neighbours to the frame in units of damage: where alignment succeeded, they are noise alone.
+    """
+    gain = (GAIN / damage)[:, None, None, None, None]
+    return F.pixel_unshuffle(((beside - tile[:, 0, :, None]) * gain).flatten(0, 1), 2)
+
+
+def beside_inputs(neighbours: int) -> int:
+    """Inputs a cell and frame that show other frames."""
+    return 8 * neighbours if neighbours else 2 * (CELL_INPUTS - 3)
+
+
+def head_channels(neighbours: int) -> int:
+    """Channels of the last convolution: residuals, weights of the neighbours, filled up to a multiple of 16."""
+    return -(-(CELL_OUTPUTS + len(CLIPS) * 2 * neighbours) // 16) * 16
+
+
+def pattern_channels(neighbours: int) -> int:
+    """Channels of the location's pattern: at least 7, so many that all inputs are a multiple of 16.
+
+    CPU kernels for other numbers are several times slower.
+    """
+    rest = -(CELL_INPUTS + beside_inputs(neighbours)) % 16
+    return rest if rest >= 7 else rest + 16
+
+
 class CellStem(nn.Module):
     """Cells of 2x2 pixels of three frames -> features a frame."""
 
-    def __init__(self, channels: int, blocks: int, code: int, pattern: int):
+    def __init__(self, channels: int, blocks: int, code: int, neighbours: int = 0):
         super().__init__()
-        self.project = nn.Conv2d(CELL_INPUTS + 2 * (CELL_INPUTS - 3) + pattern, channels, 3, padding=1)
+        inputs = CELL_INPUTS + beside_inputs(neighbours) + pattern_channels(neighbours)
+        self.project = nn.Conv2d(inputs, channels, 3, padding=1)
         self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
 
-    def forward(self, tile: Tensor, code: Tensor, pattern: Tensor, damage: Tensor) -> Tensor:
-        """tile: B, 3, 3, H, W; pattern: B, K, H / 2, W / 2; damage: B. Returns features B * 3, C, H / 2, W / 2."""
+    def forward(self, tile: Tensor, code: Tensor, pattern: Tensor, damage: Tensor, others: Tensor | None) -> Tensor:
+        """tile: B, 3, 3, H, W; pattern: B, K, H / 2, W / 2; damage: B. Returns features B * 3, C, H / 2, W / 2.
+
+        others: `seen_beside`, only with neighbours.
+        """
         cells = cell_inputs(tile, damage)
+        if others is None:
+            others = seen_from(cells)
         place = pattern.repeat_interleave(FRAMES, 0)
-        x = torch.cat([cells.to(pattern.dtype), seen_from(cells).to(pattern.dtype), place], 1)
+        x = torch.cat([cells.to(pattern.dtype), others.to(pattern.dtype), place], 1)
         features = F.relu(self.project(x.contiguous(memory_format=torch.channels_last)))
         for block in self.blocks:
             features = block(features, code)
@@ -138,21 +173,41 @@ class CellStem(nn.Module):
 
 
 class CellHead(nn.Module):
-    """Features a frame -> the residual of 2x2 luma samples and their chroma."""
+    """Features a frame -> the residual of 2x2 luma samples and their chroma.
 
-    def __init__(self, channels: int, blocks: int, code: int):
+    Beside residuals of its own it predicts a weight for every neighbour and each of CLIPS, cell by cell, and adds the
+    neighbours' clipped differences so weighted: averaging over time, exact to the sample, where it can be trusted. The
+    features would have to carry every sample of every neighbour otherwise.
+    """
+
+    def __init__(self, channels: int, blocks: int, code: int, neighbours: int = 0):
         super().__init__()
+        self.neighbours = neighbours
         self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
-        self.project = nn.Conv2d(channels, HEAD_CHANNELS, 3, padding=1)
+        self.project = nn.Conv2d(channels, head_channels(neighbours), 3, padding=1)
         with torch.no_grad():  # a fresh network predicts next to nothing: it starts at its input, not at noise
             self.project.weight.mul_(0.1)
 
-    def forward(self, features: Tensor, code: Tensor, damage: Tensor) -> Tensor:
-        """B * 3, C, h, w and B RMS errors -> residual B, 3, 3, 2h, 2w (fp32)."""
+    def forward(self, features: Tensor, code: Tensor, damage: Tensor, others: Tensor | None = None) -> Tensor:
+        """B * 3, C, h, w and B RMS errors -> residual B, 3, 3, 2h, 2w (fp32). others: `seen_beside`."""
         for block in self.blocks:
             features = block(features, code)
-        y = self.project(features)[:, :CELL_OUTPUTS].float() * damage.repeat_interleave(FRAMES)[:, None, None, None]
-        luma = F.pixel_shuffle(y[:, :4], 2)
-        chroma = F.interpolate(y[:, 4:], scale_factor=2.0, mode="nearest")
+        y = self.project(features)
+        change = y[:, :4].float()
+        if others is not None:
+            change = change + self._average(y[:, CELL_OUTPUTS:], others)
+        unit = damage.repeat_interleave(FRAMES)[:, None, None, None]
+        luma = F.pixel_shuffle(change * unit, 2)
+        chroma = F.interpolate(y[:, 4:CELL_OUTPUTS].float() * unit, scale_factor=2.0, mode="nearest")
         residual = torch.cat([luma, chroma], 1)
         return torch.unflatten(residual, 0, (-1, FRAMES)).transpose(1, 2)
+
+    def _average(self, weights: Tensor, others: Tensor) -> Tensor:
+        """N, 4, h, w: the neighbours' differences, clipped and weighted, in units of damage."""
+        count = 2 * self.neighbours
+        differences = torch.unflatten(others, 1, (count, 4)) / GAIN
+        total = torch.zeros_like(differences[:, 0])
+        for index, limit in enumerate(CLIPS):
+            share = weights[:, index * count : (index + 1) * count, None].float()
+            total = total + (differences.clamp(-limit, limit) * share).sum(1)
+        return total

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP
 from vsdiqp.network.config import DiQPConfig
 from vsdiqp.network.lost import DAMAGE, DAMAGE_QPS
@@ -54,6 +55,8 @@ class Batch:
     """B, h, w: what the teacher would add to the luma of one frame of each sample."""
     taught_frame: Tensor | None = None
     """B: which frame that is."""
+    beside: Tensor | None = None
+    """B, 3, 2K, h, w: luma of each frame's aligned neighbours, when the network has them."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -256,7 +259,17 @@ def collate(samples: list[Sample], error: Tensor, network: DiQP, rng: np.random.
         whole=whole,
         ahead=ahead,
         matrix=matrix,
+        beside=_beside(samples) if config.neighbours else None,
     )
+
+
+def _beside(samples: list[Sample]) -> Tensor:
+    found = []
+    for s in samples:
+        if s.y_beside is None:
+            raise DiqpError("the network has neighbours: give the PoolDataset as many (neighbours=...)")
+        found.append(normalised(s.y_beside, s.bits, False))
+    return torch.stack(found)
 
 
 def predict(network: torch.nn.Module, config: DiQPConfig, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -269,4 +282,5 @@ def predict(network: torch.nn.Module, config: DiQPConfig, batch: Batch) -> tuple
         around = batch.whole[:, :, :2]
         ahead_scaled = batch.whole[:, :, 1:]
         ahead_tile = torch.stack([tile[:, :, 2], batch.ahead], 2)
-    return tile, network(tile, around, ahead_tile, ahead_scaled, batch.location, batch.decay)
+    inputs = (tile, around, ahead_tile, ahead_scaled, batch.location, batch.decay)
+    return tile, network(*inputs) if batch.beside is None else network(*inputs, batch.beside)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsdiqp.alignment import Aligner, compensate, neighbour_steps
 from vsdiqp.errors import DiqpError
 from vsdiqp.training.degrade import Clip, Samples, decode, header_qps
 from vsdiqp.training.pool import INDEX, read_index_from, read_stream
@@ -84,6 +85,9 @@ class Sample:
     codec: str
     bits: int
     matrix: int
+    y_beside: NDArray[np.float32] | None = None
+    """[3,2K,h,w] luma of each frame's neighbours inside the crop, aligned to it: -1, +1, -2, +2, ... (``neighbours``
+    K > 0 only). Not rounded."""
 
 
 class PoolDataset:
@@ -97,6 +101,7 @@ class PoolDataset:
       the QP asked of a constant-QP encode (what a user types), ``mixed`` one or the other, evenly.
     - ``respect_cuts``: frames beyond a cut are replaced by the nearest on the middle frame's side, as the filter does
       when it's told of cuts.
+    - ``neighbours``: K, frames on each side of every frame to align to it.
 
     Items made after this object was: ``refresh()``. Raises DiqpError for a folder without a pool.
     """
@@ -111,6 +116,7 @@ class PoolDataset:
         qp: str = "mixed",
         respect_cuts: bool = True,
         cache_bytes: int = 9 << 30,
+        neighbours: int = 0,
     ) -> None:
         if qp not in ("frames", "nominal", "mixed"):
             raise DiqpError(f"qp is {qp!r}; give frames, nominal or mixed")
@@ -123,6 +129,7 @@ class PoolDataset:
         self.look_ahead = look_ahead
         self.qp = qp
         self.respect_cuts = respect_cuts
+        self.neighbours = neighbours
         self._cache_bytes = cache_bytes
         self._entries: list[dict[str, Any]] = []
         self._kept: dict[int, DecodedItem] = {}
@@ -245,7 +252,37 @@ class PoolDataset:
             codec=stream.codec,
             bits=item.source.bits,
             matrix=item.matrix,
+            y_beside=self._beside(stream.clip.y, item.source.bits, order, (first, last), place, size),
         )
+
+    def _beside(
+        self,
+        luma: Samples,
+        bits: int,
+        order: list[int],
+        scene: tuple[int, int],
+        place: tuple[int, int],
+        size: tuple[int, int],
+    ) -> NDArray[np.float32] | None:
+        if not self.neighbours:
+            return None
+        (top, left), (high, wide) = place, size
+        region = (left, top, left + wide, top + high)
+        aligner = Aligner(luma.shape[2], luma.shape[1])
+        prepared: dict[int, NDArray[np.uint8]] = {}
+        aligned = np.empty((3, 2 * self.neighbours, high, wide), np.float32)
+        for index, current in enumerate(order):
+            for position, step in enumerate(neighbour_steps(self.neighbours)):
+                other = min(max(current + step, scene[0]), scene[1])
+                if other == current:
+                    aligned[index, position] = luma[current, top : top + high, left : left + wide]
+                    continue
+                for frame in (current, other):
+                    if frame not in prepared:
+                        prepared[frame] = aligner.prepare(_eight_bits(luma[frame], bits))
+                vectors = aligner.search(prepared[current], prepared[other], region)
+                compensate(luma[other].astype(np.float32), (0, 0), vectors, aligned[index, position], left, top)
+        return aligned
 
     def _scene(self, item: DecodedItem, middle: int) -> tuple[int, int]:
         first, last = 0, item.source.frames - 1
@@ -256,3 +293,12 @@ class PoolDataset:
                 else:
                     last = min(last, cut - 1)
         return first, last
+
+
+def _eight_bits(luma: Samples, bits: int) -> NDArray[np.uint8]:
+    """Luma as vectors are searched on: code values of 8 bits, halves rounded up (`vsdiqp.alignment.search_luma`)."""
+    if bits == 8:
+        return np.ascontiguousarray(luma, np.uint8)
+    shift = bits - 8
+    rounded = (luma.astype(np.int32) + (1 << (shift - 1))) >> shift
+    return np.minimum(rounded, 255).astype(np.uint8)

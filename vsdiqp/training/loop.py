@@ -222,7 +222,7 @@ class Trainer:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
-        """Train to the last step, or as long as ``minutes`` allows. Returns the checkpoint of the averaged weights."""
+        """Train to the last step, or as long as ``minutes`` allows; a step at least. Returns the checkpoint's path."""
         s = self.settings
         dataset = PoolDataset(
             s.pool,
@@ -230,8 +230,13 @@ class Trainer:
             crop=(s.crop, s.crop),
             look_ahead=s.network.look_ahead_frames,
             cache_bytes=int(s.cache_gib * 2**30),
+            neighbours=s.network.neighbours,
         )
-        validation = PoolDataset(s.validation, codecs=s.network.codecs, qp="nominal") if s.validation else None
+        validation = (
+            PoolDataset(s.validation, codecs=s.network.codecs, qp="nominal", neighbours=s.network.neighbours)
+            if s.validation
+            else None
+        )
         # A resumed run draws other samples than the ones it has seen, and every process its own.
         seed = s.seed + 1000 * self.rank + self.step
         teach = Teacher.load(s.teacher).residual if s.teacher and self.step < s.teacher_steps[1] else None
@@ -240,7 +245,7 @@ class Trainer:
         started, before = time.monotonic(), self.seconds
         gains, loss_sum, imitated, since = Gains(), 0.0, 0.0, 0
         self.network.train()
-        while self.step < s.steps and not self._out_of_time(started):
+        while self.step < s.steps:
             batch = next(batches).to(self.device)
             rate = learning_rate(self.step, s)
             for optimiser in self.optimisers:
@@ -278,6 +283,8 @@ class Trainer:
                 loss_sum, imitated, since = 0.0, 0.0, 0
             if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
                 self._validate(validation)
+            if self._out_of_time(started):
+                break
             if self.step % s.save_every == 0:
                 self.save()
         self.save()

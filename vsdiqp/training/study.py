@@ -123,7 +123,13 @@ def train_shape(name: str, settings: TrainSettings, items: int = 0) -> Shape:
     if not settings.validation:
         raise DiqpError("shapes are compared on a validation pool: give --validation FOLDER")
     network = settings.network
-    pool = PoolDataset(settings.validation, network.codecs, qp="nominal", look_ahead=network.look_ahead_frames)
+    pool = PoolDataset(
+        settings.validation,
+        network.codecs,
+        qp="nominal",
+        look_ahead=network.look_ahead_frames,
+        neighbours=network.neighbours,
+    )
     # What is compared is measured once, at the end; validation on the way would cost time and change nothing.
     trainer = Trainer(replace(settings, validation=""))
     trainer.run()
