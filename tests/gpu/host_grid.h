@@ -1,4 +1,4 @@
-// CUDA's launch grid on a CPU, as far as planes.cu needs it: the threads of a block are threads of the machine that
+// CUDA's launch grid on a CPU, as far as the kernels need it: the threads of a block are threads of the machine that
 // meet at __syncthreads, blocks run one after another, __shared__ memory is static. For tests; slow by design.
 
 #pragma once
@@ -29,6 +29,45 @@ static std::unique_ptr<std::barrier<>> host_barrier;
 
 static inline void __syncthreads() {
     host_barrier->arrive_and_wait();
+}
+
+// One warp a block: its lanes meet twice, so that nobody writes before everybody has read.
+static inline unsigned __shfl_xor_sync(unsigned, unsigned value, int distance) {
+    static unsigned values[32];
+    values[threadIdx.x % 32] = value;
+    host_barrier->arrive_and_wait();
+    const unsigned found = values[(threadIdx.x % 32) ^ distance];
+    host_barrier->arrive_and_wait();
+    return found;
+}
+
+// Arithmetic that CUDA has instructions or exact definitions for (CUDA Math API, SIMD and single precision intrinsics).
+static inline float __fmul_rn(float a, float b) {
+    return a * b;
+}
+
+static inline float __fadd_rn(float a, float b) {
+    return a + b;
+}
+
+static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+    return static_cast<unsigned>((static_cast<std::uint64_t>(high) << 32 | low) >> (shift & 31));
+}
+
+static inline unsigned __vsadu4(unsigned a, unsigned b) {
+    unsigned sum = 0;
+    for (int shift = 0; shift < 32; shift += 8) {
+        const int x = a >> shift & 255, y = b >> shift & 255;
+        sum += x < y ? y - x : x - y;
+    }
+    return sum;
+}
+
+static inline unsigned __vavgu4(unsigned a, unsigned b) {
+    unsigned means = 0;
+    for (int shift = 0; shift < 32; shift += 8)
+        means |= ((a >> shift & 255) + (b >> shift & 255) + 1) / 2 << shift;
+    return means;
 }
 
 using std::isfinite;

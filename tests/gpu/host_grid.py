@@ -1,4 +1,4 @@
-"""planes.cu compiled as C++ for the CPU through host_grid.h: the kernels' own code, without a GPU."""
+"""The CUDA C compiled as C++ for the CPU through host_grid.h: the kernels' own code, without a GPU."""
 
 import ctypes
 import shutil
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vsdiqp.clip import ClipFormat, FrameColour, Planes
-from vsdiqp.kernels import layouts, program
+from vsdiqp.kernels import layouts, program, sources
 from vsdiqp.kernels.program import Launch, PlaneProgram
 from vsdiqp.tiles import TilePlan
 
@@ -21,26 +21,37 @@ def _folder() -> Path:
     return Path(mkdtemp(prefix="vsdiqp-host-grid-"))
 
 
-@lru_cache(maxsize=16)
-def compile_for_host(sample: int, network: int) -> ctypes.CDLL:
+FLAGS = [
+    "-std=c++20",
+    "-O1",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-unused-parameter",
+    "-Wno-unused-function",
+    "-Werror",
+    # The kernels read bytes as words, and round where they say so.
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+]
+
+
+@lru_cache(maxsize=32)
+def compile_for_host(
+    sample: int, network: int, source: str = sources.PLANES, neighbours: int = 0, lanes: int = 1
+) -> ctypes.CDLL:
+    """A source's kernels. ``lanes``: threads that work together as a warp; then a block is a warp of so many."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler (g++ or clang++) to run the CUDA kernels on the CPU with")
-    library = _folder() / f"planes_{sample}_{network}.so"
-    flags = [
-        "-std=c++20",
-        "-O1",
-        "-fPIC",
-        "-shared",
-        "-pthread",
-        "-Wall",
-        "-Wextra",
-        "-Wno-unknown-pragmas",
-        "-Wno-unused-parameter",
-        "-Werror",
-    ]
-    macros = [f"-I{Path(__file__).parent}", "-DVSDIQP_HOST_GRID", f"-DSAMPLE={sample}", f"-DNETWORK={network}"]
-    subprocess.run([compiler, "-x", "c++", *flags, *macros, str(program.SOURCE), "-o", str(library)], check=True)
+    macros = {"SAMPLE": sample, "NETWORK": network, "NEIGHBOURS": neighbours, "LANES": lanes}
+    library = _folder() / f"{Path(source).stem}_{'_'.join(map(str, macros.values()))}.so"
+    given = ["-DVSDIQP_HOST_GRID", *(f"-D{name}={value}" for name, value in macros.items())]
+    command = [compiler, "-x", "c++", *FLAGS, f"-I{Path(__file__).parent}", *given, "-", "-o", str(library)]
+    subprocess.run(command, input=sources.text(source), text=True, check=True)
     return ctypes.CDLL(str(library))
 
 

@@ -52,12 +52,15 @@ class HostDevice:
     def stream(self) -> HostStream:
         return HostStream()
 
-    def launcher(self, clip: ClipFormat, half_tiles: bool) -> Callable[[Launch], None]:
-        library = compile_for_host(layouts.sample_macro(clip), int(half_tiles))
+    def launcher(self, clip: ClipFormat, half_tiles: bool, neighbours: int) -> Callable[[Launch], None]:
+        kernels = {}
+        for source, names in layouts.modules(neighbours).items():
+            library = compile_for_host(layouts.sample_macro(clip), int(half_tiles), source, neighbours)
+            kernels |= {name: getattr(library, f"{name}_launch") for name in names}
 
         def launch(launch: Launch) -> None:
             self.launched.append(launch.kernel)
-            run = getattr(library, f"{launch.kernel}_launch")
+            run = kernels[launch.kernel]
             with _GRID:
                 run(ctypes.c_void_p(launch.record.ctypes.data), *launch.grid, 1)
 

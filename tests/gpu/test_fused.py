@@ -1,5 +1,7 @@
 """The fused blocks against the plain module: on a GPU where there is one, else through Triton's interpreter."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -92,8 +94,10 @@ LITE_LIKE = DiQPConfig(
     tile=32,
 )
 
+BESIDE = dataclasses.replace(LITE_LIKE, neighbours=2)
 
-@pytest.mark.parametrize("config", [RELEASED_LIKE, LITE_LIKE], ids=["as released", "as lite"])
+
+@pytest.mark.parametrize("config", [RELEASED_LIKE, LITE_LIKE, BESIDE], ids=["as released", "lite alone", "as lite"])
 def test_the_whole_network_fused_equals_the_plain_one(config: DiQPConfig):
     network = DiQP(config).prepare()
     randomise(network)
@@ -102,9 +106,11 @@ def test_the_whole_network_fused_equals_the_plain_one(config: DiQPConfig):
     images = [torch.rand(1, 3, frames, 32, 32, generator=generator) for frames in (3, 2, 2, 2)]
     location, decay = network.locate(30, "hevc", 7, 300, 16, 8, 640, 360, 32, 32)
     place = (location.view(6, 1, 1), torch.full((1, 1, 1, 1, 1), decay))
+    beside = [torch.rand(1, 3, 2 * config.neighbours, 32, 32, generator=generator)] if config.neighbours else []
+    arguments = (*images, *place, *beside)
     with torch.no_grad():
-        plain = network(*images, *place)
-        ours = fused.fuse(network, torch.float32).to(DEVICE)(*(x.to(DEVICE) for x in (*images, *place))).cpu()
+        plain = network(*arguments)
+        ours = fused.fuse(network, torch.float32).to(DEVICE)(*(x.to(DEVICE) for x in arguments)).cpu()
     change = (plain - images[0]).abs().max().item()
     assert change > 0.01, "the network must do something for this to say something"
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5 * max(1.0, change))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from moving import moving_frame
 from stand_in_device import HostDevice
 
 from vsdiqp import tiles
@@ -22,6 +23,28 @@ CLIP = ClipFormat("YUV", "integer", 10, 1, 1, 80, 48, 12)
 COLOUR = FrameColour(1, False, 0)
 RELEASED_LIKE = DiQPConfig(
     name="tiny", embed_dim=4, depths=(1, 1, 1), heads=(1, 1, 1), look_around=(3,), look_ahead=(4,), tile=32, overlap=8
+)
+
+BESIDE_CLIP = ClipFormat("YUV", "integer", 10, 1, 1, 136, 88, 12)
+LITE_LIKE = DiQPConfig(
+    name="tiny-lite",
+    embed_dim=8,
+    widths=(8, 8),
+    depths=(0, 1, 0),
+    heads=(1, 1, 1),
+    depthwise_taps=1,
+    skip="add",
+    down_kernel=2,
+    stem_scale=2,
+    stem_blocks=1,
+    head_blocks=1,
+    neighbours=2,
+    look_around=(),
+    look_ahead=(),
+    location="continuous",
+    colour="ycbcr",
+    tile=96,
+    overlap=16,
 )
 
 
@@ -50,6 +73,21 @@ def run(seed: int = 0, wanted=(True, True, True), middle: int = 4) -> Run:
     return Run(tuple(frames[:3]), frames[3], targets, COLOUR, 37.0, "hevc", middle)
 
 
+def beside_task(clip: ClipFormat = BESIDE_CLIP, **changes) -> Task:
+    plan = tiles.plan(clip.width, clip.height, (96, 96), 16, LITE_LIKE.multiple, LITE_LIKE.align)
+    return replace(Task(network(LITE_LIKE), clip, plan, 0.9, "fp32"), **changes)
+
+
+def beside_run(numbers=(0, 1, 2, 3, 4, 5, 6), wanted=(True, True, True), clip: ClipFormat = BESIDE_CLIP) -> Run:
+    """Frames with these numbers: two before the group, the group, two after; equal numbers are the same frame."""
+    frames = {number: moving_frame(clip, number) for number in set(numbers)}
+    sequence = [frames[number] for number in numbers]
+    targets = (tuple(np.zeros_like(p) for p in f) if w else None for f, w in zip(sequence[2:5], wanted, strict=True))
+    around = {"before": tuple(sequence[:2]), "after": tuple(sequence[5:])}
+    meaning = FrameColour(0, True, 0) if clip.family == "RGB" else COLOUR
+    return Run(tuple(sequence[2:5]), sequence[4], tuple(targets), meaning, 37.0, "hevc", 4, **around)
+
+
 def open_on(devices: list[HostDevice], the_task: Task, build=None) -> GpuBackend:
     def predictor(copied, device, size):
         if build is not None:
@@ -71,6 +109,72 @@ def test_a_run_equals_the_cpu_backend():
             assert (x != y).mean() < 5e-3, "one code value, and that only near ties"
             different += (x != s).mean()
     assert different > 0.5, "the network must do something for this to say something"
+
+
+PLAIN = replace(BESIDE_CLIP, subsampling_w=0, subsampling_h=0)
+RUNS = {
+    "seven frames": (range(7), (True, True, True)),
+    "the clip begins": ((0, 0, 0, 1, 2, 3, 4), (True, True, True)),
+    "a cut before the last frame": ((0, 1, 2, 3, 3, 3, 3), (True, True, False)),
+    "only the middle frame is restored": (range(7), (False, True, False)),
+    "RGB, whose luma is made of all planes": (range(7), (True, True, True), replace(PLAIN, family="RGB")),
+    "grey": (range(7), (True, True, True), replace(PLAIN, family="GRAY")),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_with_neighbours_equals_the_cpu_backend(name: str):
+    ours, theirs = beside_run(*RUNS[name]), beside_run(*RUNS[name])
+    clip = RUNS[name][2] if len(RUNS[name]) > 2 else BESIDE_CLIP
+    open_on([HostDevice()], beside_task(clip, batch=2)).restore(ours)
+    TorchBackend(beside_task(clip), torch.device("cpu"), "fp32").restore(theirs)
+    changed = 0.0
+    for a, b, source in zip(ours.targets, theirs.targets, ours.frames, strict=True):
+        assert (a is None) == (b is None)
+        for x, y, s in zip(a or (), b or (), source, strict=False):
+            assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
+            assert (x != y).mean() < 5e-3, "one code value, and that only near ties"
+            changed += (x != s).mean()
+    assert changed > 0.5, "the network must do something for this to say something"
+
+
+def test_neighbours_matter_and_nothing_is_left_of_the_run_before():
+    backend = open_on([HostDevice()], beside_task())
+    first, still, again = beside_run(), beside_run((2, 2, 2, 3, 4, 4, 4)), beside_run()
+    for one in (first, still, again):
+        backend.restore(one)
+    assert (first.targets[0][0] != still.targets[0][0]).any(), "the same group with other neighbours"
+    for a, b in zip(first.targets, again.targets, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_only_luma_of_neighbours_is_looked_at_and_staged():
+    backend = open_on([HostDevice()], beside_task())
+    whole, bare = beside_run(), beside_run()
+    bare = replace(bare, before=tuple(f[:1] for f in bare.before), after=tuple(f[:1] for f in bare.after))
+    backend.restore(whole)
+    backend.restore(bare)
+    for a, b in zip(whole.targets, bare.targets, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_launches_of_a_run_with_neighbours():
+    device = HostDevice()
+    backend = open_on([device], beside_task(batch=1))
+    prepared = ["read_luma", "search_planes", *["halve_planes"] * 3, *["between_planes"] * 2, *["search_blocks"] * 4]
+    batches = ["prepare_tiles", "move_luma"] * beside_task().plan.count
+    device.launched.clear()
+    backend.restore(beside_run())
+    assert device.launched == [*prepared, *batches, "finish_planes"]
+    device.launched.clear()
+    backend.restore(beside_run((1,) * 7))
+    assert device.launched == ["read_luma", *batches, "finish_planes"], "nothing moves in a frame that is repeated"
+
+
+def test_a_run_without_its_neighbours_is_refused():
+    backend = open_on([HostDevice()], beside_task())
+    with pytest.raises(DiqpError, match="1 and 2 frames around its group; this network needs 2"):
+        backend.restore(replace(beside_run(), before=beside_run().before[:1]))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 64])

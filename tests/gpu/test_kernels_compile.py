@@ -1,11 +1,11 @@
-"""planes.cu through NVRTC, the compiler that a user's GPU stack runs, for every architecture we name. No GPU needed."""
+"""The CUDA C through NVRTC, the compiler that a user's GPU stack runs, for every architecture named. No GPU needed."""
 
 from types import ModuleType
 
 import pytest
 
 from vsdiqp.clip import ClipFormat
-from vsdiqp.kernels import layouts, program
+from vsdiqp.kernels import layouts, sources
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -27,10 +27,10 @@ def nvrtc() -> ModuleType:
     return bindings
 
 
-def compile_cubin(architecture: str, options: tuple[str, ...]) -> bytes:
+def compile_cubin(source: str, architecture: str, options: tuple[str, ...]) -> bytes:
     """The machine code; fails with the compiler's log."""
     api = nvrtc()
-    error, handle = api.nvrtcCreateProgram(program.SOURCE.read_bytes(), b"planes.cu", 0, [], [])
+    error, handle = api.nvrtcCreateProgram(sources.text(source).encode(), source.encode(), 0, [], [])
     assert error == api.nvrtcResult.NVRTC_SUCCESS
     arguments = [option.encode() for option in (f"-arch={architecture}", *options)]
     (error,) = api.nvrtcCompileProgram(handle, len(arguments), arguments)
@@ -53,12 +53,24 @@ def test_every_architecture_compiles_the_kernels(architecture: str):
     _, known = api.nvrtcGetSupportedArchs()
     if int(architecture[3:]) not in known:
         pytest.skip(f"this NVRTC does not know {architecture}")
-    cubin = compile_cubin(architecture, layouts.compile_options(FORMATS["16 bit"], half_tiles=True))
-    for kernel in layouts.KERNELS:
-        assert kernel.encode() in cubin, "the launcher finds kernels by their plain names"
+    options = layouts.compile_options(FORMATS["16 bit"], half_tiles=True, neighbours=2)
+    for source, kernels in layouts.modules(2).items():
+        cubin = compile_cubin(source, architecture, options)
+        for kernel in kernels:
+            assert kernel.encode() in cubin, "the launcher finds kernels by their plain names"
 
 
 @pytest.mark.parametrize("half_tiles", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_compiles(name: str, half_tiles: bool):
-    compile_cubin("sm_90", layouts.compile_options(FORMATS[name], half_tiles))
+    for source in layouts.modules(2):
+        compile_cubin(source, "sm_90", layouts.compile_options(FORMATS[name], half_tiles, 2))
+
+
+@pytest.mark.parametrize("neighbours", [1, 5])
+def test_every_number_of_neighbours_compiles(neighbours: int):
+    compile_cubin(sources.ALIGNMENT, "sm_90", layouts.compile_options(FORMATS["8 bit"], False, neighbours))
+
+
+def test_networks_without_neighbours_compile_nothing_for_them():
+    assert list(layouts.modules(0)) == [sources.PLANES]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from stand_in_device import HostDevice
-from test_gpu_backend import RELEASED_LIKE, network, run, task
+from test_gpu_backend import LITE_LIKE, RELEASED_LIKE, beside_run, beside_task, network, run, task
 
 from vsdiqp.backends import cuda, tensorrt, unavailable
 from vsdiqp.backends.cuda import GpuBackend
@@ -76,7 +76,29 @@ def test_tile_sides_are_fixed_and_the_batch_is_a_range():
         assert module(*inputs).shape == (batch, 3, 3, 32, 32)
 
 
-def test_an_engine_restores_what_the_network_restores(tmp_path: Path):
+def test_aligned_neighbours_are_an_input_with_the_batch():
+    program = exported(LITE_LIKE, 32, batch=4)
+    names = tensorrt.input_names(program)
+    ranges = [dims for _, dims in tensorrt._ranges(program, [torch.empty(0)] * len(names))]
+    assert ranges == [{0: (1, 4)}, {1: (1, 4)}, {0: (1, 4)}], "tile, location, beside"
+    network = DiQP(LITE_LIKE).prepare()
+    tiles, plain = tensorrt.TileNetwork(network).eval(), []
+    inputs = [torch.rand_like(value) for value in tensorrt.example_inputs(tiles, (32, 32), 2, torch.device("cpu"))]
+    tile, location, beside = inputs
+    assert beside.shape == (2, 3, 4, 32, 32)
+    with torch.no_grad():
+        decay = torch.ones(1, 1, 1, 1, 1)
+        plain = network.predict(tile, tile[:, :, :2], ((), ()), location, decay, beside)
+        given = tiles.arguments(tile, tile[:, :, :2], ((), ()), location, decay, beside)
+        torch.testing.assert_close(tiles(*given), plain)
+
+
+@pytest.mark.parametrize(
+    ("the_task", "the_run", "largest"),
+    [(task(batch=3), run, 4), (beside_task(batch=2), beside_run, 2)],
+    ids=["released", "neighbours"],
+)
+def test_an_engine_restores_what_the_network_restores(the_task, the_run, largest: int, tmp_path: Path):
     stand, cache = Stand(), EngineCache(tmp_path)
 
     def engine(copied, device, size):
@@ -86,12 +108,12 @@ def test_an_engine_restores_what_the_network_restores(tmp_path: Path):
     def plain(copied, device, size):
         return cuda.make_network(copied, "eager", torch.float32, device.torch)
 
-    the_task, restored = task(batch=3), []
+    restored = []
     for make in (plain, engine, engine):
-        one = run()
+        one = the_run()
         GpuBackend(the_task, [HostDevice()], "fp32", "test", make, record=False).restore(one)
         restored.append(one.targets)
-    assert stand.builds == [4], "one engine for batches up to 4, from the cache the second time"
+    assert stand.builds == [largest], "one engine for batches up to that, from the cache the second time"
     assert stand.loads == 2
     for a, b, c in zip(*restored, strict=True):
         for x, y, z in zip(a, b, c, strict=True):

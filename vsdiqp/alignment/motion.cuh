@@ -137,10 +137,10 @@ DIQP_MOTION int difference_of_mean(const diqp_byte *a, int a_stride, const diqp_
 /// One block of one level under search.
 struct Search {
     const Plane &current, &reference;
-    int x, y;       ///< first sample of the window
-    int reach;      ///< longest vector along an axis
-    Vector start;   ///< where deviations are counted from
-    int weight;     ///< PENALTY's multiple for deviations, in quarters
+    int x, y;     ///< first sample of the window
+    int reach;    ///< longest vector along an axis
+    Vector start; ///< where deviations are counted from
+    int weight;   ///< PENALTY's multiple for deviations, in quarters
     Vector best;
     int cost;
 
@@ -152,8 +152,7 @@ struct Search {
         if (absolute(vx) > reach || absolute(vy) > reach)
             return false;
         const Vector v{vx, vy};
-        const int found =
-            compare(v) + PENALTY * weight * (absolute(v.x - start.x) + absolute(v.y - start.y)) / 4;
+        const int found = compare(v) + PENALTY * weight * (absolute(v.x - start.x) + absolute(v.y - start.y)) / 4;
         if (found >= cost)
             return false;
         cost = found;
@@ -212,8 +211,8 @@ struct HalfPlanes {
 };
 
 DIQP_MOTION const diqp_byte *at_half(const HalfPlanes &planes, int x, int y, Vector v) {
-    const Plane &plane = (v.y & 1) ? ((v.x & 1) ? planes.both : planes.down)
-                                   : ((v.x & 1) ? planes.across : planes.whole);
+    const Plane &plane =
+        (v.y & 1) ? ((v.x & 1) ? planes.both : planes.down) : ((v.x & 1) ? planes.across : planes.whole);
     return at(plane, x + (v.x >> 1), y + (v.y >> 1));
 }
 

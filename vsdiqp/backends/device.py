@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vsdiqp.clip import ClipFormat
-from vsdiqp.kernels import layouts, program
+from vsdiqp.kernels import layouts, program, sources
 from vsdiqp.kernels.program import Launch
 
 Launcher = Callable[[Launch], None]
@@ -61,8 +61,8 @@ class Device(Protocol):
         """Open a new stream."""
         ...
 
-    def launcher(self, clip: ClipFormat, half_tiles: bool) -> Launcher:
-        """Compile planes.cu for a clip; the result queues a kernel on the stream in use."""
+    def launcher(self, clip: ClipFormat, half_tiles: bool, neighbours: int) -> Launcher:
+        """Compile the CUDA C for a clip; the result queues a kernel on the stream in use."""
         ...
 
     def free_memory(self) -> int:
@@ -90,15 +90,16 @@ class CudaDevice:
         """See `Device.stream`."""
         return CudaStream(self)
 
-    def launcher(self, clip: ClipFormat, half_tiles: bool) -> Launcher:
+    def launcher(self, clip: ClipFormat, half_tiles: bool, neighbours: int) -> Launcher:
         """See `Device.launcher`."""
         import cupy
 
+        options = layouts.compile_options(clip, half_tiles, neighbours)
+        kernels: dict[str, Any] = {}
         with cupy.cuda.Device(self.index):
-            module = cupy.RawModule(
-                code=program.SOURCE.read_text(encoding="utf-8"), options=layouts.compile_options(clip, half_tiles)
-            )
-            kernels = {name: module.get_function(name) for name in layouts.KERNELS}
+            for source, names in layouts.modules(neighbours).items():
+                module = cupy.RawModule(code=sources.text(source), options=options)
+                kernels |= {name: module.get_function(name) for name in names}
 
         def launch(launch: Launch) -> None:
             kernels[launch.kernel](launch.grid, (program.THREADS,), (launch.record,))

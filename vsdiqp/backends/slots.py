@@ -3,15 +3,18 @@ and nobody else is waited for while frames are restored.
 
 A run's way: planes -> mapped staging (one copy by the CPU) -> `thumbnails` -> the frames' guides -> for every batch
 `prepare_tiles`, the network -> `finish_planes` -> mapped staging -> planes. Kernels read and write staging themselves,
-so no copy is queued but that of the tiles' locations (48 bytes a tile).
+so no copy is queued but that of the tiles' locations (48 bytes a tile). Networks with neighbours add the search for
+motion before the first batch, once a run, and `move_luma` to every batch.
 
 Memory of a slot for a clip of S bytes a frame, T tiles of w x h pixels in batches of B: 7 S page-locked, and on the
 GPU 36 T w h for the predictions, (66 or 132) B w h for tiles, results and look-ahead, and the network's activations.
+K neighbours on each side add, for frames of W x H: 2 K S page-locked, and on the GPU 24 K B w h and at most
+8.8 (3 + 2 K) (W + 256) (H + 256).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +25,11 @@ from vsdiqp.backends.base import Network, Task
 from vsdiqp.backends.device import Device, Launcher, Mapped
 from vsdiqp.backends.memory import Size
 from vsdiqp.clip import Planes, Run
-from vsdiqp.kernels import layouts, program
+from vsdiqp.errors import DiqpError
+from vsdiqp.kernels import alignment, layouts, program
+from vsdiqp.kernels.alignment import AlignmentProgram, Pairs
 from vsdiqp.kernels.program import PlaneProgram
+from vsdiqp.planes import identity
 
 
 class Predictor(Protocol):
@@ -33,8 +39,16 @@ class Predictor(Protocol):
         """Guides of whole frames, as tensors in (nested) tuples."""
         ...
 
-    def predict(self, tile: Tensor, ahead_tile: Tensor, guides: Any, location: Tensor, weight_decay: Tensor) -> Tensor:
-        """The residual of a batch: B, 3, 3, H, W."""
+    def predict(
+        self,
+        tile: Tensor,
+        ahead_tile: Tensor,
+        guides: Any,
+        location: Tensor,
+        weight_decay: Tensor,
+        beside: Tensor | None = None,
+    ) -> Tensor:
+        """The residual of a batch: B, 3, 3, H, W. ``beside`` comes where the network has neighbours."""
         ...
 
 
@@ -54,6 +68,15 @@ class Shared:
     """Record the network's work (CUDA graphs)."""
 
 
+class Staged(NamedTuple):
+    """Where the frames of a run lie in staging."""
+
+    frames: list[int]
+    """Addresses of n-1, n, n+1 and, where wanted, the look-ahead frame."""
+    sequence: list[int]
+    """Places of the frames before the group, the group's and those after it. Distinct frames have places from 0 up."""
+
+
 class Slot:
     """See the module. Not for two threads at once."""
 
@@ -67,7 +90,8 @@ class Slot:
         self._starts = [(top, left) for top in plan.rows.starts for left in plan.columns.starts]
         self._firsts = [min(first, plan.count - batch) for first in range(0, plan.count, batch)]
         staged = layouts.StagedFrame.of(clip)
-        self._staging = device.map((layouts.FRAMES + layouts.GROUP) * staged.nbytes)
+        self._inputs = layouts.FRAMES + 2 * config.neighbours
+        self._staging = device.map((self._inputs + layouts.GROUP) * staged.nbytes)
         self._numbers: Mapped | None = None
         try:
             self._numbers = device.map((len(self._firsts) * 6 * batch + 1) * 8)
@@ -79,6 +103,10 @@ class Slot:
                 }
                 addresses = {name: table.data_ptr() for name, table in self._tables.items()}
                 self._program = PlaneProgram(clip, plan, thumbnail, config.colour, addresses)
+                self._alignment: AlignmentProgram | None = None
+                if config.neighbours:
+                    addresses |= {name: buffer.data_ptr() for name, buffer in self._buffers.items()}
+                    self._alignment = AlignmentProgram(clip, plan, config.neighbours, config.colour, addresses)
                 self._guide, self._predict = self._prepare_network()
             self._stream.wait()
         except BaseException:
@@ -89,11 +117,11 @@ class Slot:
         """See `Backend.restore`."""
         shared = self._shared
         strength = shared.task.strength * shared.network.confidence(run.qp, run.codec)
-        frames = self._stage(run)
+        staged = self._stage(run)
         self._locate(run)
         try:
             with self._stream.use(), torch.inference_mode():
-                self._queue(run, frames, strength)
+                self._queue(run, staged, strength)
         finally:
             # Also after an error: work that was queued before it still uses this slot.
             self._stream.wait()
@@ -128,6 +156,12 @@ class Slot:
         self._decay = torch.ones((1, 1, 1, 1, 1), dtype=torch.float32, device=device)
         self._prediction = torch.zeros((count, 3, 3, *side), dtype=torch.float32, device=device)
         self._result = torch.zeros((batch, 3, 3, *side), dtype=torch.float32, device=device)
+        self._beside: tuple[Tensor, ...] = ()
+        self._buffers: dict[str, Tensor] = {}
+        if config.neighbours:
+            self._beside = (torch.zeros((batch, 3, 2 * config.neighbours, *side), dtype=torch.float32, device=device),)
+            sizes = alignment.buffers(shared.task.clip, config.neighbours)
+            self._buffers = {n: torch.zeros(size, dtype=torch.uint8, device=device) for n, size in sizes.items()}
 
     def _prepare_network(self) -> tuple[Callable[[], None], Callable[[], None]]:
         """The two parts of the network as work without arguments, over this slot's tensors."""
@@ -138,7 +172,8 @@ class Slot:
             guides[:] = [predictor.frame_guides(self._around, self._ahead_scaled, self._decay)]
 
         def predict() -> None:
-            self._result.copy_(predictor.predict(self._tile, self._ahead, guides[0], self._location, self._decay))
+            arguments = (self._tile, self._ahead, guides[0], self._location, self._decay, *self._beside)
+            self._result.copy_(predictor.predict(*arguments))
 
         for _ in range(2):  # libraries set themselves up, kernels are compiled
             guide()
@@ -152,23 +187,36 @@ class Slot:
 
     # -- a run ---------------------------------------------------------------------------------------------------------
 
-    def _stage(self, run: Run) -> list[int]:
-        """Copy the frames to staging, each once; addresses of n-1, n, n+1 and, where wanted, the look-ahead frame."""
+    def _stage(self, run: Run) -> Staged:
+        """Copy the frames to staging, each once; of frames that only luma is needed of, luma alone."""
         staged = self._program.staged
-        wanted: list[Planes] = [*run.frames]
-        if self._shared.network.config.uses_ahead:
-            wanted.append(run.ahead)
-        placed: dict[tuple[int, ...], int] = {}
-        addresses = []
-        for planes in wanted:
-            key = tuple(plane.__array_interface__["data"][0] for plane in planes)
-            if key not in placed:
-                index = len(placed)
-                for view, plane in zip(staged.views(self._frame(index)), planes, strict=True):
-                    np.copyto(view, plane)
-                placed[key] = self._address(index)
-            addresses.append(placed[key])
-        return addresses
+        config = self._shared.network.config
+        sequence: list[Planes] = [*run.frames]
+        shown: list[Planes] = [*run.frames]
+        if self._alignment is not None:
+            sequence = [*run.before, *run.frames, *run.after]
+            if {len(run.before), len(run.after)} != {config.neighbours}:
+                raise DiqpError(
+                    f"a run came with {len(run.before)} and {len(run.after)} frames around its group; this network "
+                    f"needs {config.neighbours} on each side"
+                )
+        if config.uses_ahead:
+            shown.append(run.ahead)
+        whole = {identity(planes) for planes in shown}
+        chroma = self._alignment is not None and self._alignment.needs_chroma(run.colour)
+        places: dict[tuple[int, ...], int] = {}
+        for planes in (*sequence, *shown):
+            key = identity(planes)
+            if key in places:
+                continue
+            places[key] = len(places)
+            wanted = planes if chroma or key in whole else planes[:1]
+            for view, plane in zip(staged.views(self._frame(places[key])), wanted, strict=False):
+                np.copyto(view, plane)
+        return Staged(
+            [self._address(places[identity(planes)]) for planes in shown],
+            [places[identity(planes)] for planes in sequence],
+        )
 
     def _locate(self, run: Run) -> None:
         """Locations of the tiles, batch by batch, and the weight decay, into mapped memory."""
@@ -186,28 +234,41 @@ class Slot:
             numbers[index * 6 * batch : (index + 1) * 6 * batch] = table[:, first : first + batch].ravel()
         numbers[-1] = found[0][1]
 
-    def _queue(self, run: Run, frames: list[int], strength: float) -> None:
-        shared, batch = self._shared, self._shared.size.batch
+    def _queue(self, run: Run, staged: Staged, strength: float) -> None:
+        shared, batch, frames = self._shared, self._shared.size.batch, staged.frames
         numbers = torch.from_numpy(self._mapped_numbers())
         self._decay.copy_(numbers[-1:].view(1, 1, 1, 1, 1), non_blocking=True)
         thumbnails = self._program.thumbnails(run.colour, frames, _at(self._around), _at(self._ahead_scaled))
         if thumbnails is not None:
             shared.launch(thumbnails)
         self._guide()
+        pairs = self._search(run, staged.sequence)
         for index, first in enumerate(self._firsts):
             batch_numbers = numbers[index * 6 * batch : (index + 1) * 6 * batch].view(6, batch, 1)
             self._location.copy_(batch_numbers, non_blocking=True)
             shared.launch(self._program.prepare(run.colour, frames, first, batch, _at(self._tile), _at(self._ahead)))
+            if self._alignment is not None:
+                shared.launch(self._alignment.move(pairs, first, batch, _at(self._beside[0])))
             self._predict()
             self._prediction[first : first + batch].copy_(self._result)
         targets = [
-            self._address(layouts.FRAMES + index) if target is not None else 0
-            for index, target in enumerate(run.targets)
+            self._address(self._inputs + index) if target is not None else 0 for index, target in enumerate(run.targets)
         ]
         shared.launch(self._program.finish(run.colour, frames, _at(self._prediction), targets, strength))
 
+    def _search(self, run: Run, sequence: list[int]) -> Pairs:
+        """Queue the search for the motion between the run's frames, where the network wants it."""
+        pairs = Pairs.of(
+            sequence, [target is not None for target in run.targets], self._shared.network.config.neighbours
+        )
+        if self._alignment is not None:
+            frames = [self._address(place) for place in range(max(sequence) + 1)]
+            for launch in self._alignment.search(run.colour, frames, pairs):
+                self._shared.launch(launch)
+        return pairs
+
     def _outputs(self) -> list[Planes]:
-        return [self._program.staged.views(self._frame(layouts.FRAMES + index)) for index in range(layouts.GROUP)]
+        return [self._program.staged.views(self._frame(self._inputs + index)) for index in range(layouts.GROUP)]
 
     def _frame(self, index: int) -> NDArray[Any]:
         kind = layouts.sample_dtype(self._shared.task.clip)

@@ -25,7 +25,7 @@ from vsdiqp.backends.device import Device
 from vsdiqp.backends.engine_cache import EngineCache, EngineKey
 from vsdiqp.backends.memory import Size
 from vsdiqp.backends.slots import Predictor
-from vsdiqp.errors import DiqpError
+from vsdiqp.errors import BackendError, DiqpError
 from vsdiqp.network import DiQP
 
 BATCHES: Final = (1, 2, 4, 8)
@@ -83,34 +83,44 @@ class Compiler(Protocol):
 class TileNetwork(nn.Module):
     """What is exported: a batch of tiles with everything they need as flat arguments.
 
-    Arguments: tile, location (6, B, 1 fp32), then, where the network looks ahead, ahead_tile and decay, then the guides
-    of whole frames (batch 1), Look Around's levels first.
+    Arguments: tile, location (6, B, 1 fp32), where the network has neighbours beside, where it looks ahead ahead_tile
+    and decay, and the guides of whole frames (batch 1), Look Around's levels first.
     """
 
     def __init__(self, network: DiQP) -> None:
         super().__init__()
         self.network = network
-        self.around, self.ahead = len(network.config.look_around), len(network.config.look_ahead)
+        config = network.config
+        self.around, self.ahead, self.neighbours = len(config.look_around), len(config.look_ahead), config.neighbours
+        self._batched = (0, 1, *((0,) if self.neighbours else ()), *((0,) if self.ahead else ()))
 
     def arguments(
-        self, tile: Tensor, ahead_tile: Tensor, guides: Any, location: Tensor, weight_decay: Tensor
+        self,
+        tile: Tensor,
+        ahead_tile: Tensor,
+        guides: Any,
+        location: Tensor,
+        weight_decay: Tensor,
+        beside: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """`DiQP.predict`'s arguments as this module's."""
+        seen = () if beside is None else (beside,)
         ahead = (ahead_tile, weight_decay) if self.ahead else ()
-        return (tile, location, *ahead, *guides[0], *guides[1])
+        return (tile, location, *seen, *ahead, *guides[0], *guides[1])
 
     def batched(self, index: int) -> int | None:
         """The dimension of an argument that is the batch; None where there is none."""
-        return {0: 0, 1: 1, 2: 0 if self.ahead else None}.get(index)
+        return self._batched[index] if index < len(self._batched) else None
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The residual: B, 3, 3, H, W."""
         tile, location, *rest = inputs
+        beside = rest.pop(0) if self.neighbours else None
         ahead, decay = tile[:, :, :2], location[:1, :1]
         if self.ahead:
             ahead, decay, *rest = rest
         guides = (tuple(rest[: self.around]), tuple(rest[self.around :]))
-        return self.network.predict(tile, ahead, guides, location, decay)
+        return self.network.predict(tile, ahead, guides, location, decay, beside)
 
 
 class EngineNetwork:
@@ -123,9 +133,17 @@ class EngineNetwork:
         """See `DiQP.frame_guides`."""
         return self._tiles.network.frame_guides(around, ahead_scaled, weight_decay)
 
-    def predict(self, tile: Tensor, ahead_tile: Tensor, guides: Any, location: Tensor, weight_decay: Tensor) -> Tensor:
+    def predict(
+        self,
+        tile: Tensor,
+        ahead_tile: Tensor,
+        guides: Any,
+        location: Tensor,
+        weight_decay: Tensor,
+        beside: Tensor | None = None,
+    ) -> Tensor:
         """See `DiQP.predict`."""
-        return self._run(*self._tiles.arguments(tile, ahead_tile, guides, location.float(), weight_decay))
+        return self._run(*self._tiles.arguments(tile, ahead_tile, guides, location.float(), weight_decay, beside))
 
 
 def example_inputs(tiles: TileNetwork, tile: tuple[int, int], batch: int, device: torch.device) -> tuple[Tensor, ...]:
@@ -142,8 +160,9 @@ def example_inputs(tiles: TileNetwork, tile: tuple[int, int], batch: int, device
         around = pictures(1, 2, thumbnail if config.uses_around else (0, 0))
         guides = tiles.network.frame_guides(around, pictures(1, 2, thumbnail), decay)
     location = torch.zeros(6, batch, 1, device=device)
+    seen = torch.zeros(batch, 3, 2 * config.neighbours, height, width, device=device) if config.neighbours else None
     return tiles.arguments(
-        pictures(batch, 3, (height, width)), pictures(batch, 2, (height, width)), guides, location, decay
+        pictures(batch, 3, (height, width)), pictures(batch, 2, (height, width)), guides, location, decay, seen
     )
 
 
@@ -235,7 +254,7 @@ class TorchTensorRT:
         try:
             engine = convert(program, **options)
         except Exception as error:
-            raise DiqpError(
+            raise BackendError(
                 f"TensorRT could not build the engine ({type(error).__name__}: {error}); use backend='cuda', "
                 "or report this with the versions that 'vsdiqp info' prints"
             ) from error

@@ -1,1 +1,1 @@
-"""GPU kernels: planes.cu (CUDA C, the pixel side of a group) and Triton kernels (the blocks of the network)."""
+"""GPU kernels: planes.cu and alignment.cu (CUDA C, the pixel side of a group), and Triton's (blocks of the network)."""

@@ -1,16 +1,18 @@
-"""The structures that planes.cu takes by value, field for field, as numpy record types.
+"""The structures that planes.cu and alignment.cu take by value, field for field, as numpy record types.
 
 A size-one record array is passed to a kernel by value (CuPy's rule), and its bytes are the C structure: numpy's
 ``align=True`` places fields as C does. A test compares the sizes with the compiler's.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsdiqp.clip import ClipFormat
+from vsdiqp.kernels import sources
 
 GROUP: Final = 3
 """Frames restored together."""
@@ -109,10 +111,84 @@ FINISH = np.dtype(
 )
 
 KERNELS: Final = {"prepare_tiles": PREPARE, "thumbnails": SHRINK, "finish_planes": FINISH}
+"""planes.cu's."""
+
+LEVELS: Final = 4
+"""Sizes that are searched for motion: motion.cuh's LEVELS."""
+
+SEARCH_PLANE = np.dtype(
+    [
+        ("origin", np.int64),
+        ("width", np.int32),
+        ("height", np.int32),
+        ("stride", np.int32),
+    ],
+    align=True,
+)
+
+
+@cache
+def alignment_kernels(neighbours: int) -> dict[str, np.dtype[np.void]]:
+    """alignment.cu's, for a number of neighbours on each side."""
+    seen = GROUP * 2 * neighbours
+    read = np.dtype(
+        [
+            ("layout", LAYOUT),
+            ("colour", COLOUR),
+            ("plane", np.uint64, (GROUP + 2 * neighbours, 3)),
+            ("luma", np.uint64),
+            ("pitch", np.int32),
+        ],
+        align=True,
+    )
+    motion = np.dtype(
+        [
+            ("plane", SEARCH_PLANE, (LEVELS + 3,)),
+            ("bytes", np.int64),
+            ("luma", np.uint64),
+            ("pitch", np.int32),
+            ("memory", np.uint64),
+            ("found", np.uint64, (LEVELS,)),
+            ("own", np.int32, (seen,)),
+            ("other", np.int32, (seen,)),
+            ("plane_index", np.int32),
+        ],
+        align=True,
+    )
+    move = np.dtype(
+        [
+            ("tiling", TILING),
+            ("width", np.int32),
+            ("height", np.int32),
+            ("luma", np.uint64),
+            ("pitch", np.int32),
+            ("vectors", np.uint64),
+            ("wide", np.int32),
+            ("high", np.int32),
+            ("frame", np.int32, (seen,)),
+            ("pair", np.int32, (seen,)),
+            ("first_tile", np.int32),
+            ("beside", np.uint64),
+        ],
+        align=True,
+    )
+    return {
+        "read_luma": read,
+        **dict.fromkeys(("search_planes", "halve_planes", "between_planes", "search_blocks"), motion),
+        "move_luma": move,
+    }
+
+
+def modules(neighbours: int) -> dict[str, dict[str, np.dtype[np.void]]]:
+    """The sources that a network with so many neighbours needs, and their kernels."""
+    found = {sources.PLANES: dict(KERNELS)}
+    if neighbours:
+        found[sources.ALIGNMENT] = alignment_kernels(neighbours)
+    return found
 
 
 def sample_macro(clip: ClipFormat) -> int:
-    """planes.cu's SAMPLE for a clip."""
+    """pixels.cuh's SAMPLE for a clip."""
     if clip.sample_type == "float":
         return 100 + clip.bits
     return 8 if clip.bits == 8 else 16
@@ -123,9 +199,10 @@ def sample_dtype(clip: ClipFormat) -> np.dtype[Any]:
     return np.dtype({8: np.uint8, 16: np.uint16, 116: np.float16, 132: np.float32}[sample_macro(clip)])
 
 
-def compile_options(clip: ClipFormat, half_tiles: bool) -> tuple[str, ...]:
-    """NVRTC options for one clip format and number type of the tiles."""
-    return ("-std=c++17", f"-DSAMPLE={sample_macro(clip)}", f"-DNETWORK={int(half_tiles)}")
+def compile_options(clip: ClipFormat, half_tiles: bool, neighbours: int) -> tuple[str, ...]:
+    """NVRTC options for one clip format, number type of the tiles, and number of neighbours on each side."""
+    macros = {"SAMPLE": sample_macro(clip), "NETWORK": int(half_tiles), "NEIGHBOURS": neighbours}
+    return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros.items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Knows no GPU: the CUDA backend launches what this makes through CuPy, the tests 
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,7 +15,6 @@ from vsdiqp.kernels import colours, layouts
 from vsdiqp.kernels.layouts import FRAMES, GROUP, Record, StagedFrame
 from vsdiqp.tiles import Axis, TilePlan
 
-SOURCE: Final = Path(__file__).with_name("planes.cu")
 THREADS: Final = 256
 """Threads a block."""
 _BLOCK_WIDTH, _BLOCK_HEIGHT = 64, 16  # planes.cu's BLOCK_WIDTH, BLOCK_HEIGHT
@@ -75,7 +73,7 @@ class PlaneProgram:
         """
         record = np.zeros(1, layouts.PREPARE)
         self._common(record, colour, frames)
-        record["tiling"] = self._tiling()
+        record["tiling"] = tiling_record(self._plan, self._at)
         record["first_tile"], record["tile"], record["ahead"] = first, tile, ahead
         return Launch("prepare_tiles", record, (self._plan.rows.side, FRAMES if ahead else GROUP, count))
 
@@ -110,7 +108,7 @@ class PlaneProgram:
         """
         record = np.zeros(1, layouts.FINISH)
         self._common(record, colour, frames)
-        record["tiling"] = self._tiling()
+        record["tiling"] = tiling_record(self._plan, self._at)
         record["prediction"], record["strength"] = prediction, strength
         for index, base in enumerate(targets):
             record["target"][0, index] = self.staged.addresses(base) if base else 0
@@ -118,20 +116,22 @@ class PlaneProgram:
         return Launch("finish_planes", record, (-(-width // _BLOCK_WIDTH), -(-height // _BLOCK_HEIGHT), GROUP))
 
     def _common(self, record: Record, colour: FrameColour, frames: Sequence[int]) -> None:
-        record["layout"] = _layout_record(self._clip, colour)
-        record["colour"] = _colour_record(self._clip, colour, self._network_colour)
+        record["layout"] = layout_record(self._clip, colour)
+        record["colour"] = colour_record(self._clip, colour, self._network_colour)
         for index, base in enumerate(frames):
             record["source"][0, index] = self.staged.addresses(base)
 
-    def _tiling(self) -> Record:
-        record = np.zeros(1, layouts.TILING)
-        columns, rows = self._plan.columns, self._plan.rows
-        record["width"], record["height"] = columns.side, rows.side
-        record["columns"], record["rows"] = len(columns.starts), len(rows.starts)
-        record["left"], record["top"] = self._at["columns.start"], self._at["rows.start"]
-        record["first_column"], record["first_row"] = self._at["columns.first"], self._at["rows.first"]
-        record["weight_x"], record["weight_y"] = self._at["columns.weight"], self._at["rows.weight"]
-        return record
+
+def tiling_record(plan: TilePlan, addresses: Mapping[str, int]) -> Record:
+    """Where the tiles lie, for a kernel; ``addresses`` as `PlaneProgram` takes them."""
+    record = np.zeros(1, layouts.TILING)
+    columns, rows = plan.columns, plan.rows
+    record["width"], record["height"] = columns.side, rows.side
+    record["columns"], record["rows"] = len(columns.starts), len(rows.starts)
+    record["left"], record["top"] = addresses["columns.start"], addresses["rows.start"]
+    record["first_column"], record["first_row"] = addresses["columns.first"], addresses["rows.first"]
+    record["weight_x"], record["weight_y"] = addresses["columns.weight"], addresses["rows.weight"]
+    return record
 
 
 def _weights(axis: Axis) -> NDArray[np.float32]:
@@ -143,7 +143,8 @@ def _weights(axis: Axis) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=8)
-def _layout_record(clip: ClipFormat, colour: FrameColour) -> Record:
+def layout_record(clip: ClipFormat, colour: FrameColour) -> Record:
+    """How staged frames lie, for a kernel."""
     staged = StagedFrame.of(clip)
     step_x, step_y = 1 << clip.subsampling_w, 1 << clip.subsampling_h
     record = np.zeros(1, layouts.LAYOUT)
@@ -155,7 +156,8 @@ def _layout_record(clip: ClipFormat, colour: FrameColour) -> Record:
 
 
 @lru_cache(maxsize=8)
-def _colour_record(clip: ClipFormat, colour: FrameColour, network_colour: str) -> Record:
+def colour_record(clip: ClipFormat, colour: FrameColour, network_colour: str) -> Record:
+    """What samples mean, for a kernel. Raises DiqpError as `FrameMap` does."""
     numbers = colours.colour_numbers(clip, colour, network_colour)
     record = np.zeros(1, layouts.COLOUR)
     count = len(numbers.zero)

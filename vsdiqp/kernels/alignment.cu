@@ -1,0 +1,282 @@
+// The frames around each frame of a group, on the GPU: motion between them found, and their luma moved onto the
+// group's.
+//
+//   read_luma       staged planes -> the network's luma of whole frames
+//   search_planes   luma -> the 8-bit luma that is searched, edges repeated
+//   halve_planes    -> the next smaller level
+//   between_planes  -> samples at halves: across and down, then both
+//   search_blocks   a vector for every block of a level, from those of the next smaller one; at full size to quarters
+//   move_luma       luma and vectors -> the neighbours as the frames of a batch of tiles see them
+//
+// The arithmetic is ../alignment/motion.cuh; its library.cpp and ../neighbours.py are the reference, which tests hold
+// this file against: vectors are the same to the bit.
+//
+// Compile-time switches, besides those of pixels.cuh:
+//   NEIGHBOURS  frames aligned on each side of a frame
+//   LANES       threads that compare a block's windows together: a warp of 32; 1 where a CPU stands in
+
+#include "pixels.cuh"
+
+#ifndef NEIGHBOURS
+#define NEIGHBOURS 2
+#endif
+#ifndef LANES
+#define LANES 32
+#endif
+
+#define DIQP_MOTION_TOGETHER
+#include "motion.cuh"
+
+#define SEQUENCE (GROUP + 2 * NEIGHBOURS) // frames of a run: before the group, the group, after it
+#define SEEN (GROUP * 2 * NEIGHBOURS)     // neighbours of all frames of the group
+#define PLANES (diqp_motion::LEVELS + 3)  // of a frame that is searched: the levels, then across, down, both
+
+// ---------------------------------------------------------------------------------------------------------------
+// What the host passes, by value. Mirrored field for field in layouts.py.
+
+struct ReadLuma {
+    Layout layout;
+    Colour colour;
+    const Sample *plane[SEQUENCE][3]; // of each distinct frame; chroma is null where luma does not need it
+    float *luma;                      // frames, height, pitch
+    int pitch;                        // samples a row
+};
+
+struct SearchPlane {
+    long long origin; // of sample (0, 0), in bytes from the frame's first
+    int width, height, stride;
+};
+
+struct Motion {
+    SearchPlane plane[PLANES];
+    long long bytes; // of a frame
+    const float *luma;
+    int pitch;
+    u8 *memory;                        // frames, bytes
+    short *found[diqp_motion::LEVELS]; // pairs, rows of blocks, blocks, x and y: samples; of level 0 quarters
+    int own[SEEN], other[SEEN];        // the two frames of each pair
+    int plane_index;                   // the plane that is made, or the level that is searched
+};
+
+struct Move {
+    Tiling tiling;
+    int width, height; // of a frame
+    const float *luma;
+    int pitch;
+    const short *vectors; // Motion.found[0]
+    int wide, high;       // blocks
+    int frame[SEEN];      // whose luma is seen
+    int pair[SEEN];       // by which vectors; -1: as it lies
+    int first_tile;       // index of beside[0]; tiles run row by row
+    float *beside;        // tiles, 3 frames, 2 NEIGHBOURS, tile height, tile width
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+
+namespace diqp_motion {
+
+// Eight bytes from any address. Reads whole words around them: planes go on there.
+__device__ inline void eight(const diqp_byte *p, unsigned *out) {
+    const unsigned beyond = (unsigned)(size_t)p & 3, shift = 8 * beyond;
+    const unsigned *words = (const unsigned *)(p - beyond);
+    out[0] = __funnelshift_r(words[0], words[1], shift);
+    out[1] = __funnelshift_r(words[1], words[2], shift);
+}
+
+// Every lane's sum over all lanes.
+__device__ inline int total(unsigned sum) {
+#if LANES > 1
+#pragma unroll
+    for (int distance = LANES / 2; distance > 0; distance /= 2)
+        sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+#endif
+    return (int)sum;
+}
+
+// A lane compares half a row.
+#define PIECES (2 * WINDOW)
+
+DIQP_MOTION int difference(const diqp_byte *a, int a_stride, const diqp_byte *b, int b_stride) {
+    static_assert(WINDOW == 16, "half a row is eight bytes");
+    unsigned sum = 0;
+    for (int piece = threadIdx.x % LANES; piece < PIECES; piece += LANES) {
+        const int x = piece % 2 * 8, y = piece / 2;
+        unsigned p[2], q[2];
+        eight(a + y * a_stride + x, p);
+        eight(b + y * b_stride + x, q);
+        sum += __vsadu4(p[0], q[0]) + __vsadu4(p[1], q[1]);
+    }
+    return total(sum);
+}
+
+DIQP_MOTION int difference_of_mean(const diqp_byte *a, int a_stride, const diqp_byte *b, const diqp_byte *c,
+                                   int stride) {
+    unsigned sum = 0;
+    for (int piece = threadIdx.x % LANES; piece < PIECES; piece += LANES) {
+        const int x = piece % 2 * 8, y = piece / 2;
+        unsigned p[2], q[2], r[2];
+        eight(a + y * a_stride + x, p);
+        eight(b + y * stride + x, q);
+        eight(c + y * stride + x, r);
+        sum += __vsadu4(p[0], __vavgu4(q[0], r[0])) + __vsadu4(p[1], __vavgu4(q[1], r[1]));
+    }
+    return total(sum);
+}
+
+} // namespace diqp_motion
+
+using diqp_motion::BLOCK;
+using diqp_motion::LEVELS;
+using diqp_motion::PAD;
+using diqp_motion::TAPS;
+using diqp_motion::TAPS_BEFORE;
+
+__device__ inline diqp_motion::Plane plane_of(const Motion &m, int frame, int index) {
+    const SearchPlane &p = m.plane[index];
+    return {m.memory + frame * m.bytes + p.origin, p.width, p.height, p.stride};
+}
+
+__device__ inline int blocks_of(int size) {
+    return (size + BLOCK - 1) / BLOCK;
+}
+
+// Grid: (height, frames). A block makes one row.
+extern "C" __global__ void read_luma(const ReadLuma p) {
+    const Layout &l = p.layout;
+    const int y = blockIdx.x, frame = blockIdx.y;
+    float *row = p.luma + ((size_t)frame * l.height + y) * p.pitch;
+    for (int x = threadIdx.x; x < l.width; x += blockDim.x) {
+        float planes[3] = {0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (int i = 0; i < 3; ++i)
+            if (p.plane[frame][i])
+                planes[i] = plane_at(p.plane[frame], l, p.colour, i, x, y);
+        row[x] = combine(p.colour, 0, planes);
+    }
+}
+
+// Rows and columns of a plane with its padding: as many before sample 0 as PAD, and BLOCK more at the other end, where
+// blocks may reach beyond the edge.
+__device__ inline int padded(int size) {
+    return size + 2 * PAD + BLOCK;
+}
+
+// Grid: (padded height, frames). A block makes one row.
+extern "C" __global__ void search_planes(const Motion m) {
+    const int frame = blockIdx.y;
+    const diqp_motion::Plane out = plane_of(m, frame, 0);
+    const int y = (int)blockIdx.x - PAD;
+    const float *row = m.luma + ((size_t)frame * out.height + clamp_index(y, out.height)) * m.pitch;
+    u8 *line = out.origin + (long long)y * out.stride;
+    for (int x = (int)threadIdx.x - PAD; x < out.width + PAD + BLOCK; x += blockDim.x) {
+        // As search_luma of ../alignment rounds: twice, never fused.
+        const float code = __fadd_rn(__fmul_rn(row[clamp_index(x, out.width)], 219.0f), 16.501f);
+        line[x] = (u8)limit(code, 0.0f, 255.0f);
+    }
+}
+
+// Grid: (padded height of the level made, frames). A block makes one row.
+extern "C" __global__ void halve_planes(const Motion m) {
+    const int frame = blockIdx.y;
+    const diqp_motion::Plane larger = plane_of(m, frame, m.plane_index - 1), out = plane_of(m, frame, m.plane_index);
+    const int y = (int)blockIdx.x - PAD;
+    u8 *line = out.origin + (long long)y * out.stride;
+    for (int x = (int)threadIdx.x - PAD; x < out.width + PAD + BLOCK; x += blockDim.x)
+        line[x] = (u8)diqp_motion::halved(larger, clamp_index(x, out.width), clamp_index(y, out.height));
+}
+
+// Grid: (padded height, frames, planes made). A block makes one row of a plane between samples, from plane_index on;
+// first across and down, then both.
+extern "C" __global__ void between_planes(const Motion m) {
+    const int frame = blockIdx.y, index = m.plane_index + blockIdx.z;
+    const diqp_motion::Plane in = plane_of(m, frame, index == LEVELS + 2 ? LEVELS : 0), out = plane_of(m, frame, index);
+    const diqp_motion::Plane whole = plane_of(m, frame, 0);
+    const int step = index == LEVELS ? 1 : in.stride;
+    const int edge = TAPS_BEFORE + 1, y = (int)blockIdx.x - PAD;
+    const bool row_inside = y >= edge - PAD && y < in.height + PAD + BLOCK - edge;
+    const long long row = (long long)y * out.stride;
+    for (int x = (int)threadIdx.x - PAD; x < out.width + PAD + BLOCK; x += blockDim.x) {
+        const u8 *p = in.origin + row + x;
+        // What the taps cannot reach is never looked at, but must not be undefined.
+        const bool inside = row_inside && x >= edge - PAD && x < in.width + PAD + BLOCK - edge;
+        out.origin[row + x] =
+            inside ? (u8)diqp_motion::between(p[-2 * step], p[-step], p[0], p[step], p[2 * step], p[3 * step])
+                   : whole.origin[row + x];
+    }
+}
+
+// Motion blocks that a block of threads searches.
+#define BATCH 8
+
+// Grid: (blocks of the level / BATCH rounded up, pairs). LANES threads search a block together.
+extern "C" __global__ void search_blocks(const Motion m) {
+    const int pair = blockIdx.y, level = m.plane_index, other = m.other[pair];
+    const diqp_motion::Plane current = plane_of(m, m.own[pair], level), reference = plane_of(m, other, level);
+    const int wide = blocks_of(current.width), count = wide * blocks_of(current.height);
+    short *found = m.found[level] + 2 * (size_t)pair * count;
+    for (int i = threadIdx.x / LANES; i < BATCH; i += blockDim.x / LANES) {
+        const int block = blockIdx.x * BATCH + i;
+        if (block >= count)
+            break;
+        const int bx = block % wide, by = block / wide;
+        diqp_motion::Vector v;
+        if (level == LEVELS - 1) {
+            v = diqp_motion::search_smallest(current, reference, bx, by);
+        } else {
+            const SearchPlane &smaller = m.plane[level + 1];
+            const int coarse_wide = blocks_of(smaller.width), coarse_high = blocks_of(smaller.height);
+            const short *coarse = m.found[level + 1] + 2 * (size_t)pair * coarse_wide * coarse_high;
+            v = diqp_motion::search_level(current, reference, level, bx, by, coarse, coarse_wide, coarse_high);
+        }
+        if (level == 0)
+            v = diqp_motion::refine(
+                current,
+                {reference, plane_of(m, other, LEVELS), plane_of(m, other, LEVELS + 1), plane_of(m, other, LEVELS + 2)},
+                bx, by, v);
+        if (threadIdx.x % LANES == 0) {
+            found[2 * block] = (short)v.x;
+            found[2 * block + 1] = (short)v.y;
+        }
+    }
+}
+
+// Grid: (tile height, neighbours of all frames, tiles). A block makes one row of one neighbour in one tile.
+extern "C" __global__ void move_luma(const Move p) {
+    const int row = blockIdx.x, seen = blockIdx.y, tile = blockIdx.z;
+    const int width = p.tiling.width, height = p.tiling.height;
+    const int index = p.first_tile + tile, pair = p.pair[seen];
+    const int left = p.tiling.left[index % p.tiling.columns], y = p.tiling.top[index / p.tiling.columns] + row;
+    const float *luma = p.luma + (size_t)p.frame[seen] * p.height * p.pitch;
+    const short *vectors = p.vectors;
+    if (pair >= 0)
+        vectors += 2 * ((size_t)pair * p.high + clamp_index(y / BLOCK, p.high)) * p.wide;
+    float *out = p.beside + (((size_t)tile * SEEN + seen) * height + row) * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        const int x = left + i, block = 2 * clamp_index(x / BLOCK, p.wide);
+        const int vx = pair < 0 ? 0 : vectors[block], vy = pair < 0 ? 0 : vectors[block + 1];
+        const int from_x = x + (vx >> 2), from_y = y + (vy >> 2);
+        if (((vx | vy) & 3) == 0) {
+            out[i] = luma[(size_t)clamp_index(from_y, p.height) * p.pitch + clamp_index(from_x, p.width)];
+            continue;
+        }
+        float sum = 0.0f;
+        for (int j = 0; j < TAPS; ++j) {
+            const float *line = luma + (size_t)clamp_index(from_y - TAPS_BEFORE + j, p.height) * p.pitch;
+            float across = 0.0f;
+#pragma unroll
+            for (int k = 0; k < TAPS; ++k)
+                across += diqp_motion::tap_weight(vx & 3, k) * line[clamp_index(from_x - TAPS_BEFORE + k, p.width)];
+            sum += diqp_motion::tap_weight(vy & 3, j) * across;
+        }
+        out[i] = sum;
+    }
+}
+
+#ifdef VSDIQP_HOST_GRID
+HOST_LAUNCH(read_luma, ReadLuma)
+HOST_LAUNCH(search_planes, Motion)
+HOST_LAUNCH(halve_planes, Motion)
+HOST_LAUNCH(between_planes, Motion)
+HOST_LAUNCH(search_blocks, Motion)
+HOST_LAUNCH(move_luma, Move)
+#endif
