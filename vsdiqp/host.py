@@ -160,8 +160,9 @@ def create(arguments: Arguments, clip: Mapping[str, Any]) -> Engine:
     return Engine(parse_settings(arguments), clip_format, parse_qp(arguments, clip_format.frames))
 
 
-def read_qp(arguments: Arguments, frames: int) -> tuple[str, list[int]]:
-    """Return the codec and the QP of each of the ``frames`` frames of the clip that ``ReadQP`` was called on.
+def read_qp(arguments: Arguments, frames: int) -> tuple[str, list[int], int]:
+    """Return the codec, the QP of each of the ``frames`` frames of the clip that ``ReadQP`` was called on, and what to
+    add to them for this encoder's way of spending bits.
 
     ``arguments``: ``path``, the file the clip was read from, and optionally ``offset``, the number of frames trimmed
     from its start. Raises :class:`DiqpError` when the file cannot be read or does not fit the clip.

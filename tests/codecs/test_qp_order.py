@@ -136,10 +136,10 @@ def test_frames_that_damage_made_undecodable_are_left_out(streams: Streams, tmp_
 
 def test_a_trimmed_clip_takes_its_part(streams: Streams) -> None:
     path = str(streams("closed.mkv"))
-    codec, qps = frame_qps(path, FRAMES)
+    codec, qps, more = frame_qps(path, FRAMES)
     assert codec == "hevc"
-    assert frame_qps(path, 10, offset=5) == (codec, qps[5:15])
-    assert frame_qps(path, FRAMES - 5, offset=5) == (codec, qps[5:])
+    assert frame_qps(path, 10, offset=5) == (codec, qps[5:15], more)
+    assert frame_qps(path, FRAMES - 5, offset=5) == (codec, qps[5:], more)
 
 
 @pytest.mark.parametrize(("frames", "offset"), [(FRAMES - 1, 0), (FRAMES + 1, 0), (FRAMES, 1), (3, -1)])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from qp_streams import FRAMES, X265_QUIET, encode
 
-from vsdiqp.codecs import probe
+from vsdiqp.codecs import frame_qps, probe
+from vsdiqp.codecs.frames import CUTREE_OFFSET
 
 _LOGGED = re.compile(r"^in:(\d+) out:\d+ type:(\w) q:([\d.-]+) ", re.MULTILINE)
 
@@ -34,3 +35,20 @@ def test_x265_log(tmp_path: Path, params: str, pixel_format: str) -> None:
     # The header has the nearest whole number; the log has two digits of what is rounded.
     assert all(abs(frame.qp - qp) <= 0.505 for frame, (_, _, qp) in zip(frames, logged, strict=True))
     assert len({frame.qp for frame in frames}) > 1
+
+
+@pytest.mark.parametrize(
+    ("params", "known"),
+    [("crf=28", True), ("bitrate=150", True), ("crf=28:cutree=0", False), ("qp=30", False)],
+)
+def test_cutree_is_known_from_the_settings(tmp_path: Path, params: str, known: bool) -> None:
+    """It alone parts the header's QP from the damage (docs/qp.md), and only the encoder's own words tell of it."""
+    path = encode(tmp_path / "clip.mkv", "libx265", {"x265-params": f"{params}:info=1:{X265_QUIET}"})
+    scan = probe(path)
+    assert scan.qp_offset == (CUTREE_OFFSET if known else 0)
+    assert frame_qps(str(path), FRAMES) == ("hevc", scan.qps, scan.qp_offset)
+
+
+def test_without_the_settings_nothing_is_added(tmp_path: Path) -> None:
+    path = encode(tmp_path / "clip.mkv", "libx265", {"x265-params": f"crf=28:info=0:{X265_QUIET}"})
+    assert probe(path).qp_offset == 0

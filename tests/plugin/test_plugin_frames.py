@@ -229,17 +229,28 @@ def test_settings_reach_the_engine(engine):
 def test_read_qp_puts_qp_and_codec_on_every_frame(engine, monkeypatch):
     asked = []
 
-    def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int]]:
+    def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int], int]:
         asked.append((path, frames, offset))
-        return "av1", [offset + 10 * n for n in range(frames)]
+        return "av1", [offset + 10 * n for n in range(frames)], 0
 
     monkeypatch.setattr("vsdiqp.codecs.frame_qps", frame_qps, raising=False)
     clip = numbered(4).diqp.ReadQP("a file.mkv", offset=2)
     assert asked == [("a file.mkv", 4, 2)]
     assert [(f.props["_QP"], f.props["_Codec"]) for f in clip.frames()] == [(2 + 10 * n, "av1") for n in range(4)]
     assert [int(f[0][0, 0]) for f in clip.frames()] == [0, 1, 2, 3]
+    assert not any("_QPOffset" in f.props for f in clip.frames())
     double = engine("Recorder")
     assert run_of(double, clip) == [(12, "av1"), (22, "av1")]
+
+
+def test_what_the_encoder_is_known_for_is_added_to_qps_of_properties_alone(engine, monkeypatch):
+    monkeypatch.setattr("vsdiqp.codecs.frame_qps", lambda path, frames, offset: ("hevc", [20, 30, 1], -3), raising=False)
+    clip = numbered(3).diqp.ReadQP("a file.mkv")
+    assert [(f.props["_QP"], f.props["_QPOffset"]) for f in clip.frames()] == [(20, -3), (30, -3), (1, -3)]
+    double = engine("Recorder")
+    assert run_of(double, clip) == [(pytest.approx((17 + 27 + 0) / 3), "hevc")]
+    assert run_of(double, clip, qp_offset=1.5) == [(pytest.approx((17 + 27 + 0) / 3 + 1.5), "hevc")]
+    assert run_of(double, clip, qp=40, codec="hevc") == [(40, "hevc")]
 
 
 def test_version_says_what_there_is():

@@ -1,6 +1,10 @@
 """What a scan finds in a file: plain data shared by the readers, the cache and the reports."""
 
 from dataclasses import dataclass, field
+from typing import Final
+
+CUTREE_OFFSET: Final = -2
+"""What to add to the HEVC QPs in the headers of x265 with cutree, so that the picture gains most (docs/qp.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +45,13 @@ class Scan:
     """For every frame the value on ``codec``'s scale, clamped to it: what ``Restore(qp=...)`` takes."""
     unreadable: int = 0
     """Packets whose headers FFmpeg could not parse; they count as no frame."""
+
+    @property
+    def qp_offset(self) -> int:
+        """How far frames are from what is usual at their QP, on ``codec``'s scale: 0 unless the encoder's settings say.
+
+        x265 with cutree spares the blocks that later frames are predicted from and raises the QP in the header to pay
+        for it (docs/qp.md has the measurements).
+        """
+        words = self.encoder.split()
+        return CUTREE_OFFSET if self.stream_codec == "hevc" and "x265" in words and "cutree" in words else 0

@@ -54,8 +54,9 @@ def read_qps(path: str | os.PathLike[str], *, use_cache: bool = True) -> list[in
     return probe(path, use_cache=use_cache).qps
 
 
-def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int]]:
-    """Return the scale ("hevc" or "av1") and the QPs of a clip of ``frames`` frames loaded from ``path``.
+def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int], int]:
+    """Return the scale ("hevc" or "av1"), the QPs of a clip of ``frames`` frames loaded from ``path``, and
+    `Scan.qp_offset`.
 
     ``offset`` is the number of frames that were trimmed from the start. With the default 0 the file must hold exactly
     ``frames`` frames, so that a clip whose length was changed in another way is noticed; with a larger one the clip may
@@ -75,4 +76,4 @@ def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int]]:
             "filter returns it, before Trim and anything else that changes its length, or give offset=, the number of "
             "frames trimmed from the start"
         )
-    return result.codec, result.qps[offset : offset + frames]
+    return result.codec, result.qps[offset : offset + frames], result.qp_offset

@@ -39,6 +39,7 @@ def summary(path: Path, scan: Scan) -> dict[str, Any]:
         "encoder": scan.encoder,
         "codec": scan.codec,
         "qp": statistics(scan),
+        "qp_offset": scan.qp_offset,
     }
 
 
@@ -58,6 +59,8 @@ def text(path: Path, scan: Scan) -> str:
         f"  {kind:<6}{values['frames']:>7}{values['min']:>6}{values['mean']:>8.2f}{values['max']:>6}"
         for kind, values in statistics(scan).items()
     ]
+    if scan.qp_offset:
+        lines.append(f"  cutree: frames are better than their QP says; ReadQP has Restore add {scan.qp_offset:+d}")
     if scan.unreadable:
         lines.append(f"  {scan.unreadable} packets are damaged and count as no frame")
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 #include "facts.h"
 
+#include <algorithm>
+
 #include <VSConstants4.h>
 
 namespace diqp {
@@ -73,6 +75,9 @@ FrameFacts FrameFacts::of(const VSFrame *frame, const VSVideoInfo &clip, const V
     facts.scene_start = read_int(properties, "_SceneChangePrev", api).value_or(0) != 0;
     facts.scene_end = read_int(properties, "_SceneChangeNext", api).value_or(0) != 0;
     facts.qp = read_number(properties, "_QP", api);
+    if (facts.qp) // Both scales begin at 0, and what is finer than their finest is no mistake of the user.
+        if (const auto offset = read_number(properties, "_QPOffset", api))
+            facts.qp = std::max(*facts.qp + *offset, 0.0);
     facts.codec = read_text(properties, "_Codec", api);
     return facts;
 }

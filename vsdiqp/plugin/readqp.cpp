@@ -1,4 +1,4 @@
-// diqp.ReadQP: sets _QP and _Codec on every frame, from the file the clip was read from.
+// diqp.ReadQP: sets _QP, _Codec and, where it is not 0, _QPOffset on every frame, from the file the clip was read from.
 
 #include "readqp.h"
 
@@ -18,6 +18,7 @@ struct ReadQp {
     NodeRef input;
     std::string codec;
     std::vector<int64_t> qps; ///< one for each frame of the clip
+    int64_t offset = 0;       ///< what Restore adds to them
 };
 
 /// What vsdiqp.host.read_qp answers; it checks the arguments.
@@ -33,6 +34,7 @@ void read_qps(const VSMap *in, int frames, ReadQp &result, const VSAPI *api) {
     result.qps.reserve(static_cast<std::size_t>(frames));
     for (int n = 0; n < frames; ++n)
         result.qps.push_back(qps.item(n).as_integer());
+    result.offset = answer.item(2).as_integer();
 }
 
 const VSFrame *VS_CC get_frame(int n, int reason, void *instance, void **, VSFrameContext *context, VSCore *core,
@@ -46,6 +48,10 @@ const VSFrame *VS_CC get_frame(int n, int reason, void *instance, void **, VSFra
     VSFrame *frame = api->copyFrame(source.get(), core);
     VSMap *properties = api->getFramePropertiesRW(frame);
     api->mapSetInt(properties, "_QP", data.qps[static_cast<std::size_t>(n)], maReplace);
+    if (data.offset != 0)
+        api->mapSetInt(properties, "_QPOffset", data.offset, maReplace);
+    else
+        api->mapDeleteKey(properties, "_QPOffset");
     api->mapSetData(properties, "_Codec", data.codec.data(), static_cast<int>(data.codec.size()), dtUtf8, maReplace);
     return frame;
 }
@@ -58,7 +64,7 @@ void VS_CC free_read_qp(void *instance, VSCore *, const VSAPI *) {
 
 void VS_CC create_read_qp(const VSMap *in, VSMap *out, void *, VSCore *core, const VSAPI *api) {
     try {
-        auto data = std::make_unique<ReadQp>(ReadQp{NodeRef(api->mapGetNode(in, "clip", 0, nullptr), api), {}, {}});
+        auto data = std::make_unique<ReadQp>(ReadQp{NodeRef(api->mapGetNode(in, "clip", 0, nullptr), api), {}, {}, 0});
         const VSVideoInfo *clip = api->getVideoInfo(data->input.get());
         read_qps(in, clip->numFrames, *data, api);
         const VSFilterDependency dependency{data->input.get(), rpStrictSpatial};
