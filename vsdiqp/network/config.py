@@ -64,7 +64,8 @@ class DiQPConfig:
     """QPs trained on, for each codec, in its own scale."""
     trust: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     """Share of the prediction to apply, for each codec as (QP, share) points, straight lines between; measured on
-    clips that were not trained on. Empty: 1 everywhere in ``qp_range``."""
+    clips that were not trained on; a little over 1 where a network is too careful. Empty: 1 everywhere in
+    ``qp_range``."""
     origin: str = ""
     """Who made the weights and from what."""
 

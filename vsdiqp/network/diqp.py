@@ -172,7 +172,7 @@ class DiQP(nn.Module):
         return self.lost.locate(qp, codec, left, top, width, height)
 
     def confidence(self, qp: float, codec: str) -> float:
-        """0..1: how far a prediction at this QP is trusted: `DiQPConfig.trust`, falling to 0 below the trained range.
+        """How far a prediction at this QP is trusted: `DiQPConfig.trust`, falling to 0 below the trained range.
 
         Below the trained range the input is close to the source, and the network, clamped to its lowest QP, would
         overdo it. A quarter of the range's lower bound below it, nothing is done.
