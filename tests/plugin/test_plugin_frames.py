@@ -244,7 +244,8 @@ def test_read_qp_puts_qp_and_codec_on_every_frame(engine, monkeypatch):
 
 
 def test_what_the_encoder_is_known_for_is_added_to_qps_of_properties_alone(engine, monkeypatch):
-    monkeypatch.setattr("vsdiqp.codecs.frame_qps", lambda path, frames, offset: ("hevc", [20, 30, 1], -3), raising=False)
+    found = ("hevc", [20, 30, 1], -3)
+    monkeypatch.setattr("vsdiqp.codecs.frame_qps", lambda path, frames, offset: found, raising=False)
     clip = numbered(3).diqp.ReadQP("a file.mkv")
     assert [(f.props["_QP"], f.props["_QPOffset"]) for f in clip.frames()] == [(20, -3), (30, -3), (1, -3)]
     double = engine("Recorder")
