@@ -5,6 +5,7 @@ share. Nothing here knows networks or clips.
 """
 
 import ctypes
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ BLOCK: Final = 8
 """Side of a block that has one vector; motion.cuh's BLOCK."""
 MARGIN: Final = 44
 """Samples around a region that compensating it may read: motion.cuh's REACH, its taps, and a sample for quarters."""
+
+LIBRARY: Final = "libmotion.so"
+"""The compiled part."""
 
 Vectors = NDArray[np.int16]
 """(rows of blocks, blocks, 2): x and y in quarters of a sample, from a block to its place in the other frame."""
@@ -102,13 +106,19 @@ def _at(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def _find(name: str) -> Path | None:
+    """Beside this file; else, where Python runs from a source tree that was installed, in the installed package."""
+    places = [Path(__file__).with_name(name), *(Path(entry, "vsdiqp", "alignment", name) for entry in sys.path)]
+    return next((place for place in places if place.is_file()), None)
+
+
 @cache
 def _library() -> ctypes.CDLL:
-    path = Path(__file__).with_name("libmotion.so")
-    if not path.is_file():
+    path = _find(LIBRARY)
+    if path is None:
         raise DiqpError(
-            f"{path.name} is missing from {path.parent.name}/: install the package again with pip install vsdiqp, or, "
-            "in the source tree, run scripts/build_plugin"
+            f"{LIBRARY}, which finds motion, is missing: install the package again with pip install vsdiqp, or, in the "
+            "source tree, run scripts/build_plugin"
         )
     library = ctypes.CDLL(str(path))
     pointer, whole, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
