@@ -7,7 +7,7 @@ import pytest
 from qp_streams import FRAMES, X265_QUIET, encode
 
 from vsdiqp.codecs import frame_qps, probe
-from vsdiqp.codecs.frames import CUTREE_OFFSET
+from vsdiqp.codecs.frames import CUTREE_OFFSET, MPEG2_OFFSET
 
 _LOGGED = re.compile(r"^in:(\d+) out:\d+ type:(\w) q:([\d.-]+) ", re.MULTILINE)
 
@@ -47,6 +47,11 @@ def test_cutree_is_known_from_the_settings(tmp_path: Path, params: str, known: b
     scan = probe(path)
     assert scan.qp_offset == (CUTREE_OFFSET if known else 0)
     assert frame_qps(str(path), FRAMES) == ("hevc", scan.qps, scan.qp_offset)
+
+
+def test_mpeg2_has_an_offset_of_its_own(tmp_path: Path) -> None:
+    path = encode(tmp_path / "clip.mkv", "mpeg2video", {"qmin": "8", "qmax": "8"})
+    assert probe(path).qp_offset == MPEG2_OFFSET == frame_qps(str(path), FRAMES)[2]
 
 
 def test_without_the_settings_nothing_is_added(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from typing import Final
 
 CUTREE_OFFSET: Final = -2
 """What to add to the HEVC QPs in the headers of x265 with cutree, so that the picture gains most (docs/qp.md)."""
+MPEG2_OFFSET: Final = 4
+"""What to add to MPEG-2's QPs on HEVC's scale for the same reason: its damage is of a coarser kind than HEVC's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,12 @@ class Scan:
 
     @property
     def qp_offset(self) -> int:
-        """How far frames are from what is usual at their QP, on ``codec``'s scale: 0 unless the encoder's settings say.
+        """What Restore should add to ``qps``, on their scale: 0 unless the codec or the encoder's settings ask for it.
 
         x265 with cutree spares the blocks that later frames are predicted from and raises the QP in the header to pay
-        for it (docs/qp.md has the measurements).
+        for it. docs/qp.md has the measurements.
         """
+        if self.stream_codec == "mpeg2video":
+            return MPEG2_OFFSET
         words = self.encoder.split()
         return CUTREE_OFFSET if self.stream_codec == "hevc" and "x265" in words and "cutree" in words else 0

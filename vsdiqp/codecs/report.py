@@ -60,7 +60,8 @@ def text(path: Path, scan: Scan) -> str:
         for kind, values in statistics(scan).items()
     ]
     if scan.qp_offset:
-        lines.append(f"  cutree: frames are better than their QP says; ReadQP has Restore add {scan.qp_offset:+d}")
+        why = "x265's cutree" if scan.stream_codec == "hevc" else scan.stream_codec
+        lines.append(f"  Restore adds {scan.qp_offset:+d} to these after ReadQP ({why}: see docs/qp.md)")
     if scan.unreadable:
         lines.append(f"  {scan.unreadable} packets are damaged and count as no frame")
     return "\n".join(lines)

@@ -16,6 +16,7 @@
 #include <iterator>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -230,6 +231,15 @@ const VSFrame *restore_group(int group, int reason, Stage &stage, void **frame_d
 
     std::unique_ptr<PendingGroup> pending(static_cast<PendingGroup *>(std::exchange(*frame_data, nullptr)));
     if (reason == arInitial) {
+        // Between Restore's look at the finished groups and its request, another request may have finished this one:
+        // the core merges requests only while they are under way.
+        std::optional<Members> made;
+        {
+            const std::lock_guard<std::mutex> lock(restorer.mutex);
+            made = restorer.finished.find(group);
+        }
+        if (made)
+            return wrap(*made, carrier, core, api);
         pending = std::make_unique<PendingGroup>(restorer, group);
         if (!pending->complete()) {
             pending->request_missing(stage.input.get(), context);

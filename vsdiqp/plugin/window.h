@@ -112,6 +112,12 @@ template <typename Frames> class FinishedGroups {
             erase_oldest([](const Entry &) { return true; });
     }
 
+    /// The frames of `group` when they are kept; nothing is handed out.
+    std::optional<Frames> find(int group) const {
+        const auto found = groups_.find(group);
+        return found == groups_.end() ? std::nullopt : std::optional<Frames>(found->second.frames);
+    }
+
     /// The frames of `group` when they are kept; `member` says which of them is handed out.
     std::optional<Frames> take(int group, int member) {
         const auto found = groups_.find(group);
