@@ -83,6 +83,7 @@ def test_a_codec_the_model_does_not_know_is_refused_when_the_script_is_read(engi
         ({}, {}, "frame 3 has no property _QP: give qp=, or put core.diqp.ReadQP"),
         ({"_QP": 30}, {}, "frame 3 has a property _QP but no _Codec"),
         ({"_QP": 60, "_Codec": "hevc"}, {}, "frame 3: QP 60 is out of range"),
+        ({"_QP": 60, "_QPOffset": 4, "_Codec": "hevc"}, {}, "frame 3: QP 60 is out of range"),
         ({"_QP": 30, "_Codec": "vp8"}, {}, "frame 3: property _Codec: unknown codec 'vp8'"),
         ({}, {"qp": 60}, "frame 3: QP 60 is out of range: .*; without codec= and _Codec, hevc is assumed"),
     ],

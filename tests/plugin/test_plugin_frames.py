@@ -254,6 +254,14 @@ def test_what_the_encoder_is_known_for_is_added_to_qps_of_properties_alone(engin
     assert run_of(double, clip, qp=40, codec="hevc") == [(40, "hevc")]
 
 
+@pytest.mark.parametrize(
+    ("codec", "qp", "offset", "used"), [("hevc", 49, 4, 51), ("av1", 249, 4, 253), ("hevc", 1, -3, 0)]
+)
+def test_an_offset_of_a_property_ends_where_the_scale_ends(engine, codec, qp, offset, used):
+    clip = numbered(3, props=lambda n: {"_QP": qp, "_QPOffset": offset, "_Codec": codec})
+    assert run_of(engine("Recorder"), clip) == [(used, codec)]
+
+
 def test_version_says_what_there_is():
     found = vs.core.diqp.Version()
     assert {"plugin", "engine", "python", "torch", "vapoursynth", "vapoursynth_api"} <= set(found)

@@ -74,11 +74,14 @@ FrameFacts FrameFacts::of(const VSFrame *frame, const VSVideoInfo &clip, const V
     facts.interlaced = read_int(properties, "_FieldBased", api).value_or(0) > 0;
     facts.scene_start = read_int(properties, "_SceneChangePrev", api).value_or(0) != 0;
     facts.scene_end = read_int(properties, "_SceneChangeNext", api).value_or(0) != 0;
-    facts.qp = read_number(properties, "_QP", api);
-    if (facts.qp) // Both scales begin at 0, and what is finer than their finest is no mistake of the user.
-        if (const auto offset = read_number(properties, "_QPOffset", api))
-            facts.qp = std::max(*facts.qp + *offset, 0.0);
     facts.codec = read_text(properties, "_Codec", api);
+    facts.qp = read_number(properties, "_QP", api);
+    if (facts.qp)
+        if (const auto offset = read_number(properties, "_QPOffset", api)) {
+            // To the ends of the scale at most. A QP that was off it before stays so, for the engine to complain about.
+            const double highest = facts.codec == "av1" ? 255.0 : 51.0;
+            facts.qp = std::clamp(*facts.qp + *offset, std::min(0.0, *facts.qp), std::max(highest, *facts.qp));
+        }
     return facts;
 }
 
