@@ -3,7 +3,7 @@
 Motion is found once a run on whole frames, so vectors do not depend on the tiles; luma is moved tile by tile.
 
 Memory for frames of W x H pixels and K neighbours on each side: 4.5 (3 + 2K) (W + 256) (H + 256) bytes at most, kept
-between runs, and 24 K w h + 4 (w + 88) (h + 88) bytes for a tile of w x h.
+between runs, and 24 K w h + 4 (w + 152) (h + 152) bytes for a tile of w x h.
 """
 
 import math

@@ -102,7 +102,7 @@ def test_compensating_a_tile_gives_what_compensating_the_frame_gives():
     vectors = vectors_between(first, second)
     whole = moved(second, vectors)
     left, top, width, height = 72, 56, 40, 32
-    x0, y0 = left - MARGIN, top - MARGIN
+    x0, y0 = max(left - MARGIN, 0), max(top - MARGIN, 0)
     source = second.astype(np.float32)[y0 : top + height + MARGIN, x0 : left + width + MARGIN]
     tile = np.empty((height, width), np.float32)
     compensate(np.ascontiguousarray(source), (x0, y0), vectors, tile, left, top)

@@ -14,7 +14,7 @@ from vsdiqp.clip import Settings
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig, lewin
 from vsdiqp.network.cost import kmac, parameters
-from vsdiqp.network.stem import cell_inputs, seen_beside, seen_from
+from vsdiqp.network.stem import FAR_CLIP, cell_inputs, seen_beside, seen_from, stem_view
 from vsdiqp.restorer import Restorer
 from vsdiqp.training.settings import CONFIGS
 
@@ -79,7 +79,7 @@ def test_every_neighbour_counts_for_its_frame() -> None:
     with torch.inference_mode():
         base = net(*inputs, beside)
         for frame in range(3):
-            for neighbour in range(4):
+            for neighbour in range(6):
                 other = beside.clone()
                 other[:, frame, neighbour] += 0.01
                 change = (net(*inputs, other) - base).abs().amax((0, 1, 3, 4))
@@ -87,28 +87,29 @@ def test_every_neighbour_counts_for_its_frame() -> None:
 
 
 def test_the_head_can_average_over_time_exactly() -> None:
-    """A weight of 1/5 for each of four neighbours is their mean with the frame, but for what is clipped."""
+    """A weight of 1/7 for each of six neighbours is their mean with the frame, but for what is clipped."""
     net = network(SMALL_LITE)
     with torch.no_grad():
         net.head.project.weight.zero_()
         net.head.project.bias.zero_()
-        net.head.project.bias[6 + 4 : 6 + 8] = 0.2  # the wider limit's
+        net.head.project.bias[6 + 4 : 6 + 10] = 1 / 7  # the wider limit's for the near ones, and the far ones'
     net.prepare()
     tile = picture(64, 64)
     *inputs, beside = arguments(net, tile, qp=37)
-    beside[:, 1, 2] += 1.0  # far off: clipped
+    beside[:, 1, 2] += 1.0  # unlike the frame: clipped
+    beside[:, 1, 5] -= 1.0
     with torch.inference_mode():
         residual = net(*inputs, beside) - tile
-        limit = 2.0 * net.lost.damage(inputs[4])  # type: ignore[operator]
-        expected = 0.2 * (beside - tile[:, 0, :, None]).clamp(-limit, limit).sum(2)
+        limits = net.lost.damage(inputs[4]) * torch.tensor([2.0] * 4 + [FAR_CLIP] * 2)[:, None, None]  # type: ignore[operator]
+        expected = (beside - tile[:, 0, :, None]).clamp(-limits, limits).sum(2) / 7
     assert torch.allclose(residual[:, 0], expected, atol=1e-6)
     assert not residual[:, 1:].any()
 
 
 def test_neighbours_like_their_frame_are_seen_as_nothing() -> None:
     tile = picture(64, 64)
-    beside = tile[:, 0, :, None].expand(-1, -1, 4, -1, -1)
-    assert not seen_beside(tile, beside, torch.tensor([0.02])).any()
+    beside = tile[:, 0, :, None].expand(-1, -1, 6, -1, -1)
+    assert not stem_view(seen_beside(tile, beside, torch.tensor([0.02])), 3).any()
 
 
 @pytest.mark.parametrize("config", [ALONE, GUIDED, RELEASED], ids=["alone", "guided", "released"])
@@ -239,7 +240,7 @@ def test_cost_is_counted_as_by_hand() -> None:
     by_hand = cells * 3 * 9 * (32 * 8 + 8 * 16)  # stem and head, a frame
     # Three frames in, three out. Down: 2x2 patches of level 0 to a cell of level 1; up: the same pairs backwards.
     by_hand += 9 * (halves * 4 * 9 * 8 + quarters * 4 * 9 * 16 + quarters * 4 * 17 * 8 + halves * 4 * 9 * 8)
-    by_hand += 2 * (9 * 64 + 64 * 64) + 64 * 16 * 7 + 3 * 2  # the location: its vector twice, pattern, damage
+    by_hand += 2 * (9 * 64 + 64 * 64) + 64 * 16 * 5 + 3 * 2  # the location: its vector twice, pattern, damage
     assert kmac(config) * 1000 * 3 * 64 * 64 == pytest.approx(by_hand)
 
 

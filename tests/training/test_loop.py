@@ -201,7 +201,7 @@ def test_validation_of_a_network_that_changes_nothing(small_pool: Path) -> None:
     with torch.no_grad():
         network.head.project.weight.zero_()
         network.head.project.bias.zero_()
-    result = validate(network, PoolDataset(small_pool, neighbours=2), torch.device("cpu"), "fp32")
+    result = validate(network, PoolDataset(small_pool, neighbours=LITE.neighbours), torch.device("cpu"), "fp32")
     assert result["mean"] == result["worst"] == 0 and len(result) > 3
 
 
@@ -245,7 +245,7 @@ def test_every_kind_of_network_trains(
     # A stretch of table rows is not visited, but every table is.
     assert not idle
     assert all(torch.isfinite(tensor).all() for tensor in trained.parameters())
-    pool = PoolDataset(small_pool, look_ahead=2, neighbours=2)
+    pool = PoolDataset(small_pool, look_ahead=2, neighbours=LITE.neighbours)
     result = validate(trained, pool, torch.device("cpu"), "fp32", items=1)
     assert math.isfinite(result["mean"])
 
@@ -292,7 +292,7 @@ def test_batches_are_what_the_pool_holds(small_pool: Path) -> None:
     assert batch.chroma.shape == batch.chroma_true.shape == (4, 2, 3, 32, 32)
     assert batch.whole is not None and batch.whole.shape == (4, 3, 3, 64, 64)
     assert batch.ahead is not None and batch.ahead.shape == (4, 3, 64, 64)
-    assert batch.beside is not None and batch.beside.shape == (4, 3, 4, 64, 64)
+    assert batch.beside is not None and batch.beside.shape == (4, 3, 6, 64, 64)
     assert (batch.beside - batch.luma[:, :, None]).abs().mean() < (batch.luma[:, :1] - batch.luma[:, 1:]).abs().mean()
     assert batch.luma.min() > -0.1 and batch.luma.max() < 1.1 and batch.chroma.abs().max() < 0.6
     assert batch.whole.min() >= 0 and batch.whole.max() <= 1
@@ -313,13 +313,13 @@ def test_a_pool_without_neighbours_is_refused_by_a_network_with_them(small_pool:
 
 def test_processes_draw_samples_of_their_own(small_pool: Path) -> None:
     network = DiQP(TINY)
-    dataset = PoolDataset(small_pool, crop=(64, 64), neighbours=2)
+    dataset = PoolDataset(small_pool, crop=(64, 64), neighbours=LITE.neighbours)
     first, again, other = (Batches(dataset, network, 4, seed, 100).make().luma for seed in (1, 1, 1001))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_errors_while_making_batches_reach_the_loop(small_pool: Path) -> None:
-    pool = PoolDataset(small_pool, crop=(64, 64), neighbours=2)
+    pool = PoolDataset(small_pool, crop=(64, 64), neighbours=LITE.neighbours)
     source = Batches(pool, DiQP(TINY), 1, 0, 100, teach=lambda *_: 1 / 0)  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         next(iter(source))

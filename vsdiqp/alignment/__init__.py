@@ -18,7 +18,7 @@ from vsdiqp.errors import DiqpError
 
 BLOCK: Final = 8
 """Side of a block that has one vector; motion.cuh's BLOCK."""
-MARGIN: Final = 44
+MARGIN: Final = 76
 """Samples around a region that compensating it may read: motion.cuh's REACH, its taps, and a sample for quarters."""
 
 LIBRARY: Final = "libmotion.so"

@@ -34,9 +34,9 @@ constexpr int WINDOW = 16;
 /// Sizes searched: 1, 1/2, 1/4, 1/8.
 constexpr int LEVELS = 4;
 /// Longest vector along an axis, in samples of level 0. Frames farther apart in motion are not aligned.
-constexpr int REACH = 40;
+constexpr int REACH = 72;
 /// Samples that every plane goes on beyond its edges, repeating them: REACH, half a window's excess, the taps.
-constexpr int PAD = 64;
+constexpr int PAD = 96;
 /// What a vector costs for every sample that it differs from where the search started, twice this for every two.
 constexpr int PENALTY = 24;
 /// Samples that compensation reads to the left of a sample's place, and one more to its right.

@@ -18,6 +18,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the pool")
     parser.add_argument("--items", type=int, default=1500, metavar="N", help="items the pool ends up with (1500)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed gives other items (0)")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=15,
+        metavar="N",
+        help="frames an item (15); networks with K neighbours want 5 + 2K or more",
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes at work (1)")
     parser.add_argument(
         "--plain", action="store_true", help="for validation: native crops at fixed QPs, nothing random"
@@ -27,7 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Make the pool, showing progress on stderr."""
-    from vsdiqp.training.pool import generate, generate_plain
+    from vsdiqp.training.pool import PoolSettings, generate, generate_plain
 
     start = time.monotonic()
     first: list[int] = []
@@ -41,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
         if end == "\r" or have % 50 == 0 or have == wanted:
             print(f"{have}/{wanted} items, {rate:.2f}/s{left}   ", end=end, file=sys.stderr, flush=True)
 
+    settings = PoolSettings(frames=args.frames)
     if args.plain:
-        generate_plain(args.sources, args.out, args.crops, args.seed, progress=progress)
+        generate_plain(args.sources, args.out, args.crops, args.seed, settings, progress=progress)
     else:
-        generate(args.sources, args.out, args.items, args.seed, args.processes, progress=progress)
+        generate(args.sources, args.out, args.items, args.seed, args.processes, settings, progress)
     return 0

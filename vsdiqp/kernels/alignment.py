@@ -16,7 +16,7 @@ from vsdiqp.kernels.layouts import GROUP, LEVELS, Record, StagedFrame
 from vsdiqp.kernels.program import Launch, colour_record, layout_record, tiling_record
 from vsdiqp.tiles import TilePlan
 
-PAD: Final = 64
+PAD: Final = 96
 """Samples that planes go on beyond their edges: motion.cuh's PAD."""
 _LINE: Final = 64  # bytes that rows of planes are multiples of, as in library.cpp
 _BATCH: Final = 8  # alignment.cu's BATCH

@@ -24,6 +24,11 @@ CELL_OUTPUTS = 6
 CLIPS = (0.7, 2.0)
 """Limits, in units of damage, of the differences to aligned neighbours that the head weighs: beyond the first a
 difference is hardly noise any more, beyond the second it is motion that was not found."""
+NEAR = 2
+"""Neighbours on each side that are seen in full. Farther ones bring less each: of those the stem sees how well they
+match, one number a cell, and the head weighs their differences at one limit."""
+FAR_CLIP = 1.2
+"""That limit."""
 
 
 class PixelStem(nn.Module):
@@ -128,23 +133,40 @@ def seen_beside(tile: Tensor, beside: Tensor, damage: Tensor) -> Tensor:
     return F.pixel_unshuffle(((beside - tile[:, 0, :, None]) * gain).flatten(0, 1), 2)
 
 
+def near_and_far(neighbours: int) -> tuple[int, int]:
+    """Neighbours, both sides together, that are seen in full, and that are not."""
+    return 2 * min(neighbours, NEAR), 2 * max(neighbours - NEAR, 0)
+
+
+def stem_view(others: Tensor, neighbours: int) -> Tensor:
+    """What the stem is given of `seen_beside`: N, `beside_inputs`, h, w. Of far neighbours the mean distance of a
+    cell's samples, up to four times the damage: how much more says nothing further."""
+    near, far = near_and_far(neighbours)
+    if not far:
+        return others
+    distance = torch.unflatten(others[:, 4 * near :], 1, (far, 4)).abs().mean(2).clamp(max=4 * GAIN)
+    return torch.cat([others[:, : 4 * near], distance], 1)
+
+
 def beside_inputs(neighbours: int) -> int:
     """Inputs a cell and frame that show other frames."""
-    return 8 * neighbours if neighbours else 2 * (CELL_INPUTS - 3)
+    near, far = near_and_far(neighbours)
+    return 4 * near + far if neighbours else 2 * (CELL_INPUTS - 3)
 
 
 def head_channels(neighbours: int) -> int:
     """Channels of the last convolution: residuals, weights of the neighbours, filled up to a multiple of 16."""
-    return -(-(CELL_OUTPUTS + len(CLIPS) * 2 * neighbours) // 16) * 16
+    near, far = near_and_far(neighbours)
+    return -(-(CELL_OUTPUTS + len(CLIPS) * near + far) // 16) * 16
 
 
 def pattern_channels(neighbours: int) -> int:
-    """Channels of the location's pattern: at least 7, so many that all inputs are a multiple of 16.
+    """Channels of the location's pattern: at least 5, so many that all inputs are a multiple of 16.
 
     CPU kernels for other numbers are several times slower.
     """
     rest = -(CELL_INPUTS + beside_inputs(neighbours)) % 16
-    return rest if rest >= 7 else rest + 16
+    return rest if rest >= 5 else rest + 16
 
 
 class CellStem(nn.Module):
@@ -152,6 +174,7 @@ class CellStem(nn.Module):
 
     def __init__(self, channels: int, blocks: int, code: int, neighbours: int = 0):
         super().__init__()
+        self.neighbours = neighbours
         inputs = CELL_INPUTS + beside_inputs(neighbours) + pattern_channels(neighbours)
         self.project = nn.Conv2d(inputs, channels, 3, padding=1)
         self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
@@ -162,8 +185,7 @@ class CellStem(nn.Module):
         others: `seen_beside`, only with neighbours.
         """
         cells = cell_inputs(tile, damage)
-        if others is None:
-            others = seen_from(cells)
+        others = seen_from(cells) if others is None else stem_view(others, self.neighbours)
         place = pattern.repeat_interleave(FRAMES, 0)
         x = torch.cat([cells.to(pattern.dtype), others.to(pattern.dtype), place], 1)
         features = F.relu(self.project(x.contiguous(memory_format=torch.channels_last)))
@@ -204,10 +226,13 @@ class CellHead(nn.Module):
 
     def _average(self, weights: Tensor, others: Tensor) -> Tensor:
         """N, 4, h, w: the neighbours' differences, clipped and weighted, in units of damage."""
-        count = 2 * self.neighbours
-        differences = torch.unflatten(others, 1, (count, 4)) / GAIN
-        total = torch.zeros_like(differences[:, 0])
-        for index, limit in enumerate(CLIPS):
-            share = weights[:, index * count : (index + 1) * count, None].float()
-            total = total + (differences.clamp(-limit, limit) * share).sum(1)
+        near, far = near_and_far(self.neighbours)
+        differences = torch.unflatten(others, 1, (near + far, 4)) / GAIN
+        weighed = [differences[:, :near].clamp(-limit, limit) for limit in CLIPS]
+        if far:
+            weighed.append(differences[:, near:].clamp(-FAR_CLIP, FAR_CLIP))
+        total, first = torch.zeros_like(differences[:, 0]), 0
+        for seen in weighed:
+            share = weights[:, first : first + seen.shape[1], None].float()
+            total, first = total + (seen * share).sum(1), first + seen.shape[1]
         return total

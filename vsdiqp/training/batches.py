@@ -123,7 +123,10 @@ def normalised(samples: np.ndarray, bits: int, chroma: bool) -> Tensor:
 
 
 class Batches:
-    """Endless batches from a pool, made ahead in a thread; also measures every stream's error once."""
+    """Endless batches from a pool, made ahead in a thread; also measures every stream's error once.
+
+    ``groups``: samples i, i + 1, ... of a batch, so many, show triplets that follow each other at one place.
+    """
 
     def __init__(
         self,
@@ -133,8 +136,11 @@ class Batches:
         seed: int,
         refresh_every: int,
         teach: Teach | None = None,
+        groups: int = 1,
     ):
-        self.teach = teach
+        if batch % groups:
+            raise DiqpError(f"batch is {batch}; with a border_weight it must be even: samples come in pairs")
+        self.teach, self.groups = teach, groups
         self.dataset, self.network, self.batch, self.refresh_every = dataset, network, batch, refresh_every
         self.rng = np.random.default_rng(seed)
         self._errors: dict[tuple[int, int], Tensor] = {}
@@ -148,25 +154,24 @@ class Batches:
             self._errors[key] = (decoded - truth).square().mean((1, 2))
         return self._errors[key]
 
-    def _draw(self) -> tuple[DecodedItem, int, Sample]:
+    def _draw(self) -> list[tuple[Sample, Tensor]]:
+        """Samples, each with the error of its whole frames."""
         item = self.dataset.load_item(int(self.rng.integers(len(self.dataset))))
         index = int(self.rng.integers(len(item.degraded)))
         one = DecodedItem(item.number, item.source, (item.degraded[index],), item.matrix, item.cuts, item.sources)
-        return item, index, self.dataset.cut(one, self.rng)
+        error = self.stream_error(item, index)
+        return [(s, error[list(s.shown)]) for s in self.dataset.cut(one, self.rng, self.groups)]
 
     def make(self) -> Batch:
         """Draw one batch."""
-        drawn = [self._draw() for _ in range(self.batch)]
-        errors = []
-        for item, index, sample in drawn:
-            error = self.stream_error(item, index)
-            errors.append(error[sample.middle - 1 : sample.middle + 2])
-        batch = collate([s for _, _, s in drawn], torch.stack(errors), self.network, self.rng)
+        drawn = [pair for _ in range(self.batch // self.groups) for pair in self._draw()]
+        samples = [sample for sample, _ in drawn]
+        batch = collate(samples, torch.stack([error for _, error in drawn]), self.network, self.rng)
         teach = self.teach  # the loop may end the lessons while this thread is at work
         if teach is not None:
             frames = self.rng.integers(0, 3, self.batch)
             taught = []
-            for luma, n, (_, _, sample) in zip(batch.luma, frames, drawn, strict=True):
+            for luma, n, sample in zip(batch.luma, frames, samples, strict=True):
                 # The ends of a triplet have one neighbour, for the network as for its teacher.
                 around = luma[[max(n - 1, 0), n, min(n + 1, 2)]]
                 taught.append(teach(around, sample.qp, sample.codec))

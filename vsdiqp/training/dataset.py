@@ -78,6 +78,8 @@ class Sample:
     left: int
     middle: int
     """Index of frame n in the item."""
+    shown: tuple[int, ...]
+    """Indices of the three frames: at the ends of a scene one may be shown twice."""
     frames: int
     """Frames of the item."""
     qp: float
@@ -197,7 +199,7 @@ class PoolDataset:
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """A random sample: item, encode, triplet and place all evenly drawn."""
-        return self.cut(self.load_item(int(rng.integers(len(self)))), rng)
+        return self.cut(self.load_item(int(rng.integers(len(self)))), rng)[0]
 
     def samples(self, seed: int) -> Iterator[Sample]:
         """Endless random samples, the same for the same seed and pool."""
@@ -205,16 +207,34 @@ class PoolDataset:
         while True:
             yield self.sample(rng)
 
-    def cut(self, item: DecodedItem, rng: np.random.Generator) -> Sample:
-        """A random triplet and place of an item."""
+    def cut(self, item: DecodedItem, rng: np.random.Generator, groups: int = 1) -> list[Sample]:
+        """Random triplets, ``groups`` in a row, at one random place of an item, in one scene if there is one so long.
+
+        Most have all their neighbours, as most frames of a real video do.
+        """
         stream = item.degraded[int(rng.integers(len(item.degraded)))]
         frames, height, width = item.source.y.shape
-        middle = int(rng.integers(1, frames - 1))
+        middles = np.arange(1, max(frames - 1 - 3 * (groups - 1), 2))
+        lengths = 3 * (groups - 1)
+        for reach in (0, self.neighbours) if rng.random() < 0.85 else (0,):
+            fitting = [m for m in middles if self._fits(item, int(m), int(m) + lengths, 1 + reach)]
+            middles = np.array(fitting) if fitting else middles
+        first = int(rng.choice(middles))
         high, wide = min(self.crop[0], height), min(self.crop[1], width)
         top = self.align * int(rng.integers((height - high) // self.align + 1))
         left = self.align * int(rng.integers((width - wide) // self.align + 1))
         nominal = self.qp == "nominal" or (self.qp == "mixed" and rng.random() < 0.5)
-        return self.sample_at(item, stream, middle, (top, left), (high, wide), nominal and stream.constant)
+        return [
+            self.sample_at(
+                item, stream, min(first + 3 * group, frames - 2), (top, left), (high, wide), nominal and stream.constant
+            )
+            for group in range(groups)
+        ]
+
+    def _fits(self, item: DecodedItem, first: int, last: int, reach: int) -> bool:
+        """Whether the frames from ``reach`` before ``first`` to ``reach`` after ``last`` are there, of one scene."""
+        low, high = self._scene(item, first)
+        return low <= first - reach and last + reach <= high
 
     def sample_at(
         self,
@@ -247,6 +267,7 @@ class PoolDataset:
             top=top,
             left=left,
             middle=middle,
+            shown=tuple(order),
             frames=item.source.frames,
             qp=stream.nominal if nominal else float(stream.qps[order].mean()),
             codec=stream.codec,

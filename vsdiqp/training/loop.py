@@ -23,7 +23,7 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
 from vsdiqp.training.batches import Batches, collate, predict
 from vsdiqp.training.dataset import PoolDataset
-from vsdiqp.training.loss import imitation_loss, luma_gain, training_loss
+from vsdiqp.training.loss import border_change, imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings
 from vsdiqp.training.teacher import Teacher
@@ -240,10 +240,11 @@ class Trainer:
         # A resumed run draws other samples than the ones it has seen, and every process its own.
         seed = s.seed + 1000 * self.rank + self.step
         teach = Teacher.load(s.teacher).residual if s.teacher and self.step < s.teacher_steps[1] else None
-        source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach)
+        groups = 2 if s.border_weight else 1
+        source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach, groups)
         batches = iter(source)
         started, before = time.monotonic(), self.seconds
-        gains, loss_sum, imitated, since = Gains(), 0.0, 0.0, 0
+        gains, loss_sum, imitated, borders, since = Gains(), 0.0, 0.0, 0.0, 0
         self.network.train()
         while self.step < s.steps:
             batch = next(batches).to(self.device)
@@ -255,6 +256,9 @@ class Trainer:
             with autocast(self.device, s.precision):
                 tile, restored = predict(self.model, s.network, batch)
             loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
+            if s.border_weight:
+                change = border_change(tile, restored.float())
+                borders, loss = borders + change.item(), loss + s.border_weight * (change - 1).relu()
             if batch.taught is not None:
                 alone, end = s.teacher_steps
                 share = min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
@@ -279,8 +283,10 @@ class Trainer:
             if self.step % 50 == 0:
                 if imitated:
                     self.say(f"distance to the teacher {imitated / since:.4f}")
+                if borders:
+                    self.say(f"residual's change across groups {borders / since:.3f} of that within")
                 self._report(loss_sum / since, rate, gains, len(dataset), time.monotonic() - started)
-                loss_sum, imitated, since = 0.0, 0.0, 0
+                loss_sum, imitated, borders, since = 0.0, 0.0, 0.0, 0
             if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
                 self._validate(validation)
             if self._out_of_time(started):

@@ -43,8 +43,9 @@ class PoolSettings:
 
     height: int = 256
     width: int = 256
-    frames: int = 9
-    """Frames kept of each clip; the encodes they come from are up to 33 frames long, as pyramids need."""
+    frames: int = 15
+    """Frames kept of each clip, 5 + 2K or more for networks with K neighbours; the encodes that they come from are up
+    to 24 frames longer, as pyramids need."""
     codecs: tuple[str, ...] = ("hevc", "av1")
     ten_bit: float = 0.1
     """Share of 10-bit items."""

@@ -45,6 +45,9 @@ class TrainSettings:
     """"charbonnier" (the paper's), or "relative": squared error over the whole frame's error before restoration."""
     chroma_weight: float = 0.1
     """Weight of each chroma plane beside luma; for colour "ycbcr" only."""
+    border_weight: float = 0.0
+    """Weight of how much more the residual changes between groups than within, as far as it does; for colour "ycbcr".
+    Samples then come in pairs of consecutive groups."""
     teacher: str = ""
     """File of closed-form filters (``vsdiqp train --fit-teacher``) to imitate first; empty starts with the truth."""
     teacher_steps: tuple[int, int] = (1000, 2000)
