@@ -17,8 +17,8 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.evaluation.compare import Still, draw
 from vsdiqp.evaluation.evaluate import Reference, Settings, measure, prepare
 from vsdiqp.evaluation.metrics import ClipScores, summarise
-from vsdiqp.evaluation.progress import ProgressLine
 from vsdiqp.evaluation.video import open_video, settle_colour
+from vsdiqp.progress import ProgressLine
 
 core = vs.core
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import av.logging
 import pytest
 
-from vsdiqp.codecs import Scan, probe, progress, read_qps, reading
+from vsdiqp.codecs import Scan, probe, read_qps, reading
 from vsdiqp.errors import DiqpError
 
 Streams = Callable[[str], Path]
@@ -160,8 +160,7 @@ def test_a_long_scan_shows_progress_on_stderr_alone(
     streams: Streams, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     for quiet, patience in ((True, 60.0), (False, 0.0)):
-        monkeypatch.setattr(progress, "_PATIENCE", patience)
-        monkeypatch.setattr(progress, "_INTERVAL", 0.0)
+        monkeypatch.setattr(reading, "_PATIENCE", patience)
         read_qps(streams(name), use_cache=False)
         captured = capsys.readouterr()
         assert captured.out == ""

@@ -273,10 +273,11 @@ def test_memory_that_runs_out_later_is_an_error_that_says_what_to_set():
 
 def test_batches_follow_free_memory():
     tile = 1 << 30
-    assert memory.batch_for(100 << 30, tile, 2, 135) == memory.LARGEST_BATCH
-    assert memory.batch_for(6 << 30, tile, 2, 135) == 2
-    assert memory.batch_for(1 << 20, tile, 2, 135) == 1, "one tile is tried in any case"
-    assert memory.batch_for(100 << 30, tile, 2, 9) == 5, "two batches of five rather than one of eight and one of one"
+    assert memory.batch_for(100 << 30, 0, tile, 2, 135) == memory.LARGEST_BATCH
+    assert memory.batch_for(6 << 30, 0, tile, 2, 135) == 2
+    assert memory.batch_for(16 << 30, 4 << 30, tile, 2, 135) == 2, "what a slot holds for itself is held once"
+    assert memory.batch_for(1 << 20, 0, tile, 2, 135) == 1, "one tile is tried in any case"
+    assert memory.batch_for(100 << 30, 0, tile, 2, 9) == 5, "two batches of five, not one of eight and one of one"
     free = open_on([HostDevice(free=6 << 30)], task())
     assert "batches of 2" in free.describe()
 

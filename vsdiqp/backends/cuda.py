@@ -191,14 +191,14 @@ class GpuBackend:
         )
 
     def _fitting_batch(self) -> int:
-        """Batch by what one tile takes and what is free, on the GPU with the least."""
+        """Batch by what a slot takes for itself and for one tile, and what is free, on the GPU with the least."""
         least = min(self._devices, key=lambda device: device.free_memory())
         free, used = least.free_memory(), least.watch_memory()
         try:
             probe = self._open(Size(self._task.plan, 1), [least], 1)
         except torch.OutOfMemoryError:
             return 1
-        tile = used()
+        taken, fixed = used(), probe[0].fixed_bytes
         for slot in probe:
             slot.close()
-        return memory.batch_for(free, tile, SLOTS, self._task.plan.count)
+        return memory.batch_for(free, fixed, taken - fixed, SLOTS, self._task.plan.count)

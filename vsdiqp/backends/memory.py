@@ -30,9 +30,10 @@ def even(count: int, batch: int) -> int:
     return math.ceil(count / math.ceil(count / batch))
 
 
-def batch_for(free: int, tile: int, slots: int, count: int) -> int:
-    """Tiles a batch for ``free`` bytes, when a tile takes ``tile`` bytes in each of ``slots``; 1 at least."""
-    fitting = int(free * SHARE) // max(1, tile * slots)
+def batch_for(free: int, fixed: int, tile: int, slots: int, count: int) -> int:
+    """Tiles a batch for ``free`` bytes, when each of ``slots`` takes ``fixed`` bytes and ``tile`` for each; 1 at
+    least."""
+    fitting = (int(free * SHARE) - fixed * slots) // max(1, tile * slots)
     return even(count, max(1, min(fitting, LARGEST_BATCH)))
 
 

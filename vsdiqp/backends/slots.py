@@ -113,6 +113,12 @@ class Slot:
             self.close()
             raise
 
+    @property
+    def fixed_bytes(self) -> int:
+        """Memory on the GPU that a larger batch would not enlarge."""
+        kept = (self._prediction, *self._tables.values(), *self._buffers.values())
+        return sum(tensor.nbytes for tensor in kept)
+
     def restore(self, run: Run) -> None:
         """See `Backend.restore`."""
         shared = self._shared

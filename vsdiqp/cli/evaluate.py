@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vsdiqp.errors import DiqpError
 
 if TYPE_CHECKING:
-    from vsdiqp.evaluation.progress import ProgressLine
+    from vsdiqp.progress import ProgressLine
 
 _DEFAULT_QPS: dict[str, tuple[float, ...]] = {"hevc": (22, 27, 32, 37, 42), "av1": (51, 102, 153, 204, 255)}
 
@@ -47,7 +47,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Measure, or make the references."""
-    from vsdiqp.evaluation.progress import ProgressLine
+    from vsdiqp.progress import ProgressLine
 
     # SVT-AV1 tells its life story on stderr for every encode otherwise; 1 leaves errors.
     os.environ.setdefault("SVT_LOG", "1")

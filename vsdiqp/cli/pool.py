@@ -1,8 +1,6 @@
 """``vsdiqp pool``: make training clips and their encodes from a folder of stills and videos."""
 
 import argparse
-import sys
-import time
 from pathlib import Path
 
 
@@ -34,23 +32,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Make the pool, showing progress on stderr."""
+    from vsdiqp.progress import ProgressLine
     from vsdiqp.training.pool import PoolSettings, generate, generate_plain
 
-    start = time.monotonic()
-    first: list[int] = []
-
-    def progress(have: int, wanted: int) -> None:
-        if not first:
-            first.append(have)
-        rate = (have - first[0]) / max(time.monotonic() - start, 1e-3)
-        left = f", {(wanted - have) / rate / 60:.1f} min left" if rate else ""
-        end = "\n" if have == wanted or not sys.stderr.isatty() else "\r"
-        if end == "\r" or have % 50 == 0 or have == wanted:
-            print(f"{have}/{wanted} items, {rate:.2f}/s{left}   ", end=end, file=sys.stderr, flush=True)
-
     settings = PoolSettings(frames=args.frames)
-    if args.plain:
-        generate_plain(args.sources, args.out, args.crops, args.seed, settings, progress=progress)
-    else:
-        generate(args.sources, args.out, args.items, args.seed, args.processes, settings, progress)
+    with ProgressLine() as progress:
+        if args.plain:
+            generate_plain(args.sources, args.out, args.crops, args.seed, settings, progress=progress)
+        else:
+            generate(args.sources, args.out, args.items, args.seed, args.processes, settings, progress)
     return 0

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _look_ahead(args: argparse.Namespace) -> list[Path]:
     from vsdiqp.errors import DiqpError
-    from vsdiqp.evaluation.progress import ProgressLine
+    from vsdiqp.progress import ProgressLine
     from vsdiqp.training.study import frame_differences, luma_frames, write_differences
 
     if args.furthest < 1 or args.frames < 2:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from vsdiqp.codecs import cache
 from vsdiqp.codecs.frames import Scan
-from vsdiqp.codecs.progress import Progress, StderrProgress
+from vsdiqp.codecs.progress import Progress
 from vsdiqp.codecs.scan import Order, scan_file
 from vsdiqp.errors import DiqpError
+from vsdiqp.progress import ProgressLine
 
+_PATIENCE = 2.0
+"""Seconds a scan may take before anything is shown."""
 _FEW_FRAMES, _FEW_PERCENT = 16, 5
 """When no more frames than this are missing from a clip, damage may be why, and the file is worth decoding."""
 
@@ -34,8 +37,9 @@ def probe(
     if use_cache and (kept := cache.load(file, order)) is not None:
         return kept
     if progress is None:
-        with StderrProgress(file.name) as shown:
-            result = scan_file(file, shown, order)
+        with ProgressLine(_PATIENCE) as line:
+            text = f"vsdiqp: reading the QP of {file.name}, per cent"
+            result = scan_file(file, lambda share: line(int(100 * share), 100, text), order)
     else:
         result = scan_file(file, progress, order)
     if cache.stamp(file) != before:

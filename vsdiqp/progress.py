@@ -6,12 +6,20 @@ from types import TracebackType
 
 
 class ProgressLine:
-    """Called with (done, total, what comes next): one line rewritten on a terminal, else one every ten seconds."""
+    """Called with (done, total, what is worked on): one line rewritten on a terminal, else one every ten seconds.
 
-    def __init__(self) -> None:
+    Nothing is shown before ``patience`` seconds: short work need not be talked of. The time left is judged by what was
+    done since the first call.
+    """
+
+    def __init__(self, patience: float = 0.0) -> None:
         self._start = time.monotonic()
+        self._silent_until = self._start + patience
         self._shown = float("-inf")
-        self._live = sys.stderr.isatty()
+        self._first: int | None = None
+        # Programs without a console have no stderr at all.
+        self._live = sys.stderr is not None and sys.stderr.isatty()
+        self._open = False
 
     def __enter__(self) -> "ProgressLine":
         """Usable in a ``with`` block, which ends the line."""
@@ -21,17 +29,23 @@ class ProgressLine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends the line."""
-        if self._live:
+        if self._open:
             print(file=sys.stderr)
 
-    def __call__(self, done: int, total: int, text: str) -> None:
+    def __call__(self, done: int, total: int, text: str = "") -> None:
         """Shows the state, not more often than useful."""
         now = time.monotonic()
+        if self._first is None:
+            self._first = done
+        if now < self._silent_until or sys.stderr is None:
+            return
         if now - self._shown < (0.2 if self._live else 10) and done < total:
             return
         self._shown = now
-        left = (now - self._start) / done * (total - done) if done else 0.0
-        line = f"[{done}/{total}] {_clock(left) + ' left' if done else 'starting'}  {text}"
+        made = done - self._first
+        left = f"{_clock((now - self._start) / made * (total - done))} left" if made else "starting"
+        line = f"[{done}/{total}] {left}  {text}".rstrip()
+        self._open = self._live
         print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
 
 
