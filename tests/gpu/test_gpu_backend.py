@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from moving import moving_frame
+from networks import LITE_LIKE
 from stand_in_device import HostDevice
 
 from vsdiqp import tiles
@@ -26,26 +27,7 @@ RELEASED_LIKE = DiQPConfig(
 )
 
 BESIDE_CLIP = ClipFormat("YUV", "integer", 10, 1, 1, 136, 88, 12)
-LITE_LIKE = DiQPConfig(
-    name="tiny-lite",
-    embed_dim=8,
-    widths=(8, 8),
-    depths=(0, 1, 0),
-    heads=(1, 1, 1),
-    depthwise_taps=1,
-    skip="add",
-    down_kernel=2,
-    stem_scale=2,
-    stem_blocks=1,
-    head_blocks=1,
-    neighbours=2,
-    look_around=(),
-    look_ahead=(),
-    location="continuous",
-    colour="ycbcr",
-    tile=96,
-    overlap=16,
-)
+BESIDE = replace(LITE_LIKE, neighbours=2, tile=96, overlap=16)
 
 
 def network(config: DiQPConfig = RELEASED_LIKE) -> DiQP:
@@ -74,8 +56,8 @@ def run(seed: int = 0, wanted=(True, True, True), middle: int = 4) -> Run:
 
 
 def beside_task(clip: ClipFormat = BESIDE_CLIP, **changes) -> Task:
-    plan = tiles.plan(clip.width, clip.height, (96, 96), 16, LITE_LIKE.multiple, LITE_LIKE.align)
-    return replace(Task(network(LITE_LIKE), clip, plan, 0.9, "fp32"), **changes)
+    plan = tiles.plan(clip.width, clip.height, (96, 96), 16, BESIDE.multiple, BESIDE.align)
+    return replace(Task(network(BESIDE), clip, plan, 0.9, "fp32"), **changes)
 
 
 def beside_run(numbers=(0, 1, 2, 3, 4, 5, 6), wanted=(True, True, True), clip: ClipFormat = BESIDE_CLIP) -> Run:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import LITE_LIKE
 from stand_in_device import HostDevice
-from test_gpu_backend import LITE_LIKE, RELEASED_LIKE, beside_run, beside_task, network, run, task
+from test_gpu_backend import RELEASED_LIKE, beside_run, beside_task, network, run, task
 
 from vsdiqp.backends import cuda, tensorrt, unavailable
 from vsdiqp.backends.cuda import GpuBackend
@@ -85,7 +86,7 @@ def test_aligned_neighbours_are_an_input_with_the_batch():
     tiles, plain = tensorrt.TileNetwork(network).eval(), []
     inputs = [torch.rand_like(value) for value in tensorrt.example_inputs(tiles, (32, 32), 2, torch.device("cpu"))]
     tile, location, beside = inputs
-    assert beside.shape == (2, 3, 4, 32, 32)
+    assert beside.shape == (2, 3, 6, 32, 32)
     with torch.no_grad():
         decay = torch.ones(1, 1, 1, 1, 1)
         plain = network.predict(tile, tile[:, :, :2], ((), ()), location, decay, beside)

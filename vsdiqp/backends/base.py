@@ -45,7 +45,23 @@ class NetworkConfig(Protocol):
     def neighbours(self) -> int: ...
 
 
-class Network(Protocol):
+class Predictor(Protocol):
+    """What evaluates tiles: a torch module or an engine, on one device. Calls as `vsdiqp.network.DiQP` defines them."""
+
+    def frame_guides(self, around: Tensor, ahead_scaled: Tensor, weight_decay: Tensor) -> Any: ...
+
+    def predict(
+        self,
+        tile: Tensor,
+        ahead_tile: Tensor,
+        guides: Any,
+        location: Tensor,
+        weight_decay: Tensor,
+        beside: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+class Network(Predictor, Protocol):
     """What the engine asks of a network; `vsdiqp.network.DiQP` has it, and says what each call means."""
 
     @property
@@ -66,18 +82,6 @@ class Network(Protocol):
     ) -> tuple[Tensor, float]: ...
 
     def confidence(self, qp: float, codec: str) -> float: ...
-
-    def frame_guides(self, around: Tensor, ahead_scaled: Tensor, weight_decay: Tensor) -> Any: ...
-
-    def predict(
-        self,
-        tile: Tensor,
-        ahead_tile: Tensor,
-        guides: Any,
-        location: Tensor,
-        weight_decay: Tensor,
-        beside: Tensor | None = None,
-    ) -> Tensor: ...
 
     def to_precision(self, dtype: torch.dtype) -> Any: ...
 

@@ -15,10 +15,10 @@ from typing import Any, Final, cast
 import torch
 
 from vsdiqp.backends import memory
-from vsdiqp.backends.base import Network, Task
+from vsdiqp.backends.base import Network, Predictor, Task
 from vsdiqp.backends.device import CudaDevice, Device
 from vsdiqp.backends.memory import Size
-from vsdiqp.backends.slots import Predictor, Shared, Slot
+from vsdiqp.backends.slots import Shared, Slot
 from vsdiqp.clip import Run
 from vsdiqp.errors import DiqpError
 

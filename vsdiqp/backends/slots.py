@@ -14,14 +14,14 @@ K neighbours on each side add, for frames of W x H: 2 K S page-locked, and on th
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsdiqp.backends.base import Network, Task
+from vsdiqp.backends.base import Network, Predictor, Task
 from vsdiqp.backends.device import Device, Launcher, Mapped
 from vsdiqp.backends.memory import Size
 from vsdiqp.clip import Planes, Run
@@ -30,26 +30,6 @@ from vsdiqp.kernels import alignment, layouts, program
 from vsdiqp.kernels.alignment import AlignmentProgram, Pairs
 from vsdiqp.kernels.program import PlaneProgram
 from vsdiqp.planes import identity
-
-
-class Predictor(Protocol):
-    """What evaluates tiles: a torch module or an engine, on one device. Calls as `DiQP` defines them."""
-
-    def frame_guides(self, around: Tensor, ahead_scaled: Tensor, weight_decay: Tensor) -> Any:
-        """Guides of whole frames, as tensors in (nested) tuples."""
-        ...
-
-    def predict(
-        self,
-        tile: Tensor,
-        ahead_tile: Tensor,
-        guides: Any,
-        location: Tensor,
-        weight_decay: Tensor,
-        beside: Tensor | None = None,
-    ) -> Tensor:
-        """The residual of a batch: B, 3, 3, H, W. ``beside`` comes where the network has neighbours."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

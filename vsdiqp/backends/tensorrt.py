@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from vsdiqp import __version__
 from vsdiqp.backends import cuda
-from vsdiqp.backends.base import Network, Task
+from vsdiqp.backends.base import Network, Predictor, Task
 from vsdiqp.backends.cuda import DTYPES, GpuBackend
 from vsdiqp.backends.device import Device
 from vsdiqp.backends.engine_cache import EngineCache, EngineKey
 from vsdiqp.backends.memory import Size
-from vsdiqp.backends.slots import Predictor
 from vsdiqp.errors import BackendError, DiqpError
 from vsdiqp.network import DiQP
 
