@@ -177,6 +177,13 @@ def test_state_of_another_network_is_refused(small_pool: Path, tmp_path: Path) -
         Trainer(tiny(small_pool, tmp_path, network=other))
 
 
+@pytest.mark.parametrize("content", [b"", b"no state", b"PK\x03\x04 cut short"])
+def test_a_damaged_state_is_named(small_pool: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / STATE).write_bytes(content)
+    with pytest.raises(DiqpError, match=f"{STATE} can't be read"):
+        Trainer(tiny(small_pool, tmp_path, steps=1))
+
+
 def test_a_run_starts_from_a_checkpoint(small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = Trainer(tiny(small_pool, tmp_path / "a", steps=1)).run()
     wider = dataclasses.replace(TINY, widths=(8, 8, 24), heads=(1, 1, 3, 1, 1))

@@ -22,6 +22,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Train; progress on stderr, the checkpoint's path on stdout."""
+    import torch
+
     from vsdiqp.training.loop import Trainer
     from vsdiqp.training.settings import load_settings
 
@@ -35,4 +37,6 @@ def run(args: argparse.Namespace) -> int:
         print(args.fit_teacher)
         return 0
     print(Trainer(settings).run())
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return 0

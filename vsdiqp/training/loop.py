@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import os
+import pickle
 import sys
 import time
 from collections import defaultdict
@@ -212,7 +213,11 @@ class Trainer:
         path = self.out / STATE
         if not path.is_file():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise DiqpError(f"{path} can't be read ({reason}); put a copy back, or remove it to start over") from None
         if state["config"] != json.dumps(self.settings.network.to_dict(), sort_keys=True):
             raise DiqpError(f"{path} belongs to another network; give another --out, or remove it to start over")
         self.network.load_state_dict(state["network"])
