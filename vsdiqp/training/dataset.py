@@ -214,11 +214,10 @@ class PoolDataset:
         """
         stream = item.degraded[int(rng.integers(len(item.degraded)))]
         frames, height, width = item.source.y.shape
-        middles = np.arange(1, max(frames - 1 - 3 * (groups - 1), 2))
-        lengths = 3 * (groups - 1)
+        span = 3 * (groups - 1)
+        middles = list(range(1, max(frames - 1 - span, 2)))
         for reach in (0, self.neighbours) if rng.random() < 0.85 else (0,):
-            fitting = [m for m in middles if self._fits(item, int(m), int(m) + lengths, 1 + reach)]
-            middles = np.array(fitting) if fitting else middles
+            middles = [m for m in middles if self._fits(item, m, m + span, 1 + reach)] or middles
         first = int(rng.choice(middles))
         high, wide = min(self.crop[0], height), min(self.crop[1], width)
         top = self.align * int(rng.integers((height - high) // self.align + 1))

@@ -249,13 +249,13 @@ class Trainer:
         # A resumed run draws other samples than the ones it has seen, and every process its own.
         seed = s.seed + 1000 * self.rank + self.step
         teach = Teacher.load(s.teacher).residual if s.teacher and self.step < s.teacher_steps[1] else None
-        groups = 2 if s.border_weight else 1
-        source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach, groups)
+        source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach)
         batches = iter(source)
         started, before = time.monotonic(), self.seconds
         gains, loss_sum, imitated, borders, since = Gains(), 0.0, 0.0, 0.0, 0
         self.network.train()
         while self.step < s.steps:
+            source.groups = 2 if s.border_weight and self.step >= s.border_from else 1
             batch = next(batches).to(self.device)
             rate = learning_rate(self.step, s)
             for optimiser in self.optimisers:
@@ -265,7 +265,7 @@ class Trainer:
             with autocast(self.device, s.precision):
                 tile, restored = predict(self.model, s.network, batch)
             loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
-            if s.border_weight:
+            if batch.groups > 1:
                 change = border_change(tile, restored.float())
                 borders, loss = borders + change.item(), loss + s.border_weight * (change - 1).relu()
             if batch.taught is not None:
