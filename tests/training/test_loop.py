@@ -19,7 +19,7 @@ from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_config
 from vsdiqp.training.batches import Batch, Batches, predict, typical_error
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.loop import LOG, STATE, Average, Gains, Trainer, learning_rate, validate
-from vsdiqp.training.loss import border_change, luma_gain, training_loss
+from vsdiqp.training.loss import luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings, load_settings
 from vsdiqp.training.teacher import CLASSES, FEATURES, Teacher
@@ -182,24 +182,6 @@ def test_a_damaged_state_is_named(small_pool: Path, tmp_path: Path, content: byt
     (tmp_path / STATE).write_bytes(content)
     with pytest.raises(DiqpError, match=f"{STATE} can't be read"):
         Trainer(tiny(small_pool, tmp_path, steps=1))
-
-
-def test_borders_count_from_their_step_on(
-    small_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Then, and only then, samples are pairs of groups, and their borders are part of what is minimised."""
-    seen: list[int] = []
-
-    def change(tile: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
-        seen.append(len(tile))
-        return border_change(tile, restored)
-
-    monkeypatch.setattr("vsdiqp.training.loop.border_change", change)
-    settings = tiny(small_pool, tmp_path, steps=50, batch=4, border_weight=0.5, border_from=40)
-    Trainer(settings).run()
-    # Two or three batches were made ahead of the change.
-    assert 5 <= len(seen) <= 10 and set(seen) == {4}
-    assert "residual's change across groups" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_a_checkpoint(small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,7 +352,6 @@ def write(folder: Path, text: str) -> Path:
         ("pool = 'p'\noptimiser = 'sgd'\ncrop = 128\n[network]", "'sgd'; give adamw or muon"),
         ("pool = 'p'\nloss = 'l2'\ncrop = 128\n[network]", "'l2'; give charbonnier or relative"),
         ("pool = 'p'\nprecision = 'half'\ncrop = 128\n[network]", "'half'; give fp32, bf16 or fp16"),
-        ("pool = 'p'\nborder_weight = 0.3\nbatch = 7\ncrop = 128\n[network]", "batch is 7.*even"),
         ("pool = ", "TOML"),
     ],
 )

@@ -12,7 +12,7 @@ from vsdiqp.clip import ClipFormat, FrameColour
 from vsdiqp.network import DiQPConfig
 from vsdiqp.planes import FrameMap
 from vsdiqp.training.batches import Batch, full_size, normalised, sited, to_colour, unsited
-from vsdiqp.training.loss import border_change, charbonnier, imitation_loss, luma_gain, planes_error, training_loss
+from vsdiqp.training.loss import charbonnier, imitation_loss, luma_gain, planes_error, training_loss
 from vsdiqp.training.settings import load_settings
 
 LITE = load_settings("lite", {"pool": "none"}).network
@@ -198,23 +198,3 @@ def test_imitation() -> None:
     restored[1, 0, 2] += batch.taught[1]
     assert imitation_loss(tile, restored, batch).item() == pytest.approx(0, abs=1e-9)
     assert nothing == pytest.approx(10 * (batch.taught.square().mean() / 0.012**2).item(), rel=1e-3)
-
-
-# -- borders -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_residual_that_changes_alike_everywhere_has_no_borders() -> None:
-    ramp = torch.arange(12.0).view(4, 1, 3, 1, 1).expand(4, 3, 3, 8, 8)
-    assert border_change(torch.zeros(4, 3, 3, 8, 8), ramp).item() == pytest.approx(1)
-
-
-def test_only_what_jumps_between_groups_is_held_against_it() -> None:
-    """Twice the change across a border counts 2, wherever the jump lies; pairs do not see the next pair."""
-    frames = torch.tensor([[0.0, 1, 2], [4, 5, 6], [90, 91, 92], [94, 95, 96]])
-    residual = frames.view(4, 1, 3, 1, 1).expand(4, 3, 3, 8, 8).clone().requires_grad_()
-    change = border_change(torch.zeros(4, 3, 3, 8, 8), residual)
-    assert change.item() == pytest.approx(2)
-    change.backward()
-    assert residual.grad is not None
-    moved = residual.grad[:, 0].abs().sum((2, 3)) > 0
-    assert moved.tolist() == [[False, False, True], [True, False, False]] * 2

@@ -114,7 +114,7 @@ def test_samples_are_aligned_triplets_of_the_item(pool: Path) -> None:
     for _ in range(60):
         index = int(rng.integers(len(data)))
         item = data.load_item(index)
-        sample = data.cut(item, rng)[0]
+        sample = data.cut(item, rng)
         assert sample.y.shape == sample.y_true.shape == (3, 32, 64)
         assert sample.c.shape == sample.c_true.shape == (2, 3, 16, 32)
         assert sample.top % 16 == sample.left % 16 == 0
@@ -162,27 +162,14 @@ def test_nothing_of_the_other_side_of_a_cut_is_used(tmp_path: Path) -> None:
     assert np.array_equal(data.sample_at(item, stream, 3, (0, 0), (64, 64)).y, y[2:5])
 
 
-def test_groups_drawn_together_follow_each_other_at_one_place(pool: Path) -> None:
-    data = PoolDataset(pool, crop=(32, 32), align=16, qp="frames")
-    rng = np.random.default_rng(0)
-    for index in range(len(data)):
-        item = data.load_item(index)
-        if item.source.frames < 6 or item.cuts:
-            continue
-        first, second = data.cut(item, rng, groups=2)
-        assert second.shown == tuple(frame + 3 for frame in first.shown)
-        assert (first.top, first.left, first.codec) == (second.top, second.left, second.codec)
-
-
 def test_most_triplets_have_all_their_neighbours(tmp_path: Path) -> None:
     about = {"item": 0, "seed": 0, "sources": ["x"], "matrix": 1, "cuts": [2]}
     with PoolWriter(tmp_path).open() as writer:
         writer.add(describe(moving_clip(13), 0, 13, [EncodeSettings("hevc", 30)], about))
     data = PoolDataset(tmp_path, crop=(32, 32), neighbours=2)
     item, rng = data.load_item(0), np.random.default_rng(0)
-    middles = [sample.middle for _ in range(200) for sample in data.cut(item, rng)]
-    inside = np.isin(middles, range(2 + 3, 13 - 3)).mean()
-    assert 0.7 < inside < 1 and set(middles) <= set(range(3, 12))
+    middles = [data.cut(item, rng).middle for _ in range(200)]
+    assert 0.75 < np.isin(middles, range(2 + 3, 12 - 2)).mean() < 1, "some lie at the ends, as in a real video"
 
 
 def test_errors_belong_to_the_frames_shown(tmp_path: Path) -> None:
@@ -199,7 +186,7 @@ def test_nominal_qp_is_what_a_user_would_type(pool: Path) -> None:
     for index in range(len(data)):
         item = data.load_item(index)
         stream = item.degraded[0]
-        sample = data.cut(item, rng)[0]
+        sample = data.cut(item, rng)
         assert sample.codec == "av1"
         if stream.constant:
             assert sample.qp == stream.nominal

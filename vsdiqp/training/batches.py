@@ -57,8 +57,6 @@ class Batch:
     """B: which frame that is."""
     beside: Tensor | None = None
     """B, 3, 2K, h, w: luma of each frame's aligned neighbours, when the network has them."""
-    groups: int = 1
-    """Samples that follow each other in one clip, see `Batches`."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -125,11 +123,7 @@ def normalised(samples: np.ndarray, bits: int, chroma: bool) -> Tensor:
 
 
 class Batches:
-    """Endless batches from a pool, made ahead in a thread; also measures every stream's error once.
-
-    ``groups``: samples i, i + 1, ... of a batch, so many, show triplets that follow each other at one place. May be
-    changed at any time; batches made before say so themselves.
-    """
+    """Endless batches from a pool, made ahead in a thread; also measures every stream's error once."""
 
     def __init__(
         self,
@@ -139,9 +133,8 @@ class Batches:
         seed: int,
         refresh_every: int,
         teach: Teach | None = None,
-        groups: int = 1,
     ):
-        self.teach, self.groups = teach, groups
+        self.teach = teach
         self.dataset, self.network, self.batch, self.refresh_every = dataset, network, batch, refresh_every
         self.rng = np.random.default_rng(seed)
         self._errors: dict[tuple[int, int], Tensor] = {}
@@ -155,21 +148,19 @@ class Batches:
             self._errors[key] = (decoded - truth).square().mean((1, 2))
         return self._errors[key]
 
-    def _draw(self, groups: int) -> list[tuple[Sample, Tensor]]:
-        """Samples of consecutive groups, each with the error of its whole frames."""
+    def _draw(self) -> tuple[Sample, Tensor]:
+        """A sample and the error of its whole frames."""
         item = self.dataset.load_item(int(self.rng.integers(len(self.dataset))))
         index = int(self.rng.integers(len(item.degraded)))
         one = DecodedItem(item.number, item.source, (item.degraded[index],), item.matrix, item.cuts, item.sources)
-        error = self.stream_error(item, index)
-        return [(s, error[list(s.shown)]) for s in self.dataset.cut(one, self.rng, groups)]
+        sample = self.dataset.cut(one, self.rng)
+        return sample, self.stream_error(item, index)[list(sample.shown)]
 
     def make(self) -> Batch:
         """Draw one batch."""
-        groups = self.groups
-        drawn = [pair for _ in range(self.batch // groups) for pair in self._draw(groups)]
+        drawn = [self._draw() for _ in range(self.batch)]
         samples = [sample for sample, _ in drawn]
         batch = collate(samples, torch.stack([error for _, error in drawn]), self.network, self.rng)
-        batch.groups = groups
         teach = self.teach  # the loop may end the lessons while this thread is at work
         if teach is not None:
             frames = self.rng.integers(0, 3, self.batch)

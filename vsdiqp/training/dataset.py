@@ -199,7 +199,7 @@ class PoolDataset:
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """A random sample: item, encode, triplet and place all evenly drawn."""
-        return self.cut(self.load_item(int(rng.integers(len(self)))), rng)[0]
+        return self.cut(self.load_item(int(rng.integers(len(self)))), rng)
 
     def samples(self, seed: int) -> Iterator[Sample]:
         """Endless random samples, the same for the same seed and pool."""
@@ -207,33 +207,23 @@ class PoolDataset:
         while True:
             yield self.sample(rng)
 
-    def cut(self, item: DecodedItem, rng: np.random.Generator, groups: int = 1) -> list[Sample]:
-        """Random triplets, ``groups`` in a row, at one random place of an item, in one scene if there is one so long.
-
-        Most have all their neighbours, as most frames of a real video do.
-        """
+    def cut(self, item: DecodedItem, rng: np.random.Generator) -> Sample:
+        """A random triplet and place of an item. Most have all their neighbours, as most frames of a real video do."""
         stream = item.degraded[int(rng.integers(len(item.degraded)))]
         frames, height, width = item.source.y.shape
-        span = 3 * (groups - 1)
-        middles = list(range(1, max(frames - 1 - span, 2)))
-        for reach in (0, self.neighbours) if rng.random() < 0.85 else (0,):
-            middles = [m for m in middles if self._fits(item, m, m + span, 1 + reach)] or middles
-        first = int(rng.choice(middles))
+        middles = list(range(1, frames - 1))
+        if self.neighbours and rng.random() < 0.85:
+            middles = [m for m in middles if self._has_neighbours(item, m)] or middles
+        middle = int(rng.choice(middles))
         high, wide = min(self.crop[0], height), min(self.crop[1], width)
         top = self.align * int(rng.integers((height - high) // self.align + 1))
         left = self.align * int(rng.integers((width - wide) // self.align + 1))
         nominal = self.qp == "nominal" or (self.qp == "mixed" and rng.random() < 0.5)
-        return [
-            self.sample_at(
-                item, stream, min(first + 3 * group, frames - 2), (top, left), (high, wide), nominal and stream.constant
-            )
-            for group in range(groups)
-        ]
+        return self.sample_at(item, stream, middle, (top, left), (high, wide), nominal and stream.constant)
 
-    def _fits(self, item: DecodedItem, first: int, last: int, reach: int) -> bool:
-        """Whether the frames from ``reach`` before ``first`` to ``reach`` after ``last`` are there, of one scene."""
-        low, high = self._scene(item, first)
-        return low <= first - reach and last + reach <= high
+    def _has_neighbours(self, item: DecodedItem, middle: int) -> bool:
+        first, last = self._scene(item, middle)
+        return first <= middle - 1 - self.neighbours and middle + 1 + self.neighbours <= last
 
     def sample_at(
         self,

@@ -24,7 +24,7 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
 from vsdiqp.training.batches import Batches, collate, predict
 from vsdiqp.training.dataset import PoolDataset
-from vsdiqp.training.loss import border_change, imitation_loss, luma_gain, training_loss
+from vsdiqp.training.loss import imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings
 from vsdiqp.training.teacher import Teacher
@@ -252,10 +252,9 @@ class Trainer:
         source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach)
         batches = iter(source)
         started, before = time.monotonic(), self.seconds
-        gains, loss_sum, imitated, borders, since = Gains(), 0.0, 0.0, 0.0, 0
+        gains, loss_sum, imitated, since = Gains(), 0.0, 0.0, 0
         self.network.train()
         while self.step < s.steps:
-            source.groups = 2 if s.border_weight and self.step >= s.border_from else 1
             batch = next(batches).to(self.device)
             rate = learning_rate(self.step, s)
             for optimiser in self.optimisers:
@@ -265,9 +264,6 @@ class Trainer:
             with autocast(self.device, s.precision):
                 tile, restored = predict(self.model, s.network, batch)
             loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
-            if batch.groups > 1:
-                change = border_change(tile, restored.float())
-                borders, loss = borders + change.item(), loss + s.border_weight * (change - 1).relu()
             if batch.taught is not None:
                 alone, end = s.teacher_steps
                 share = min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
@@ -292,10 +288,8 @@ class Trainer:
             if self.step % 50 == 0:
                 if imitated:
                     self.say(f"distance to the teacher {imitated / since:.4f}")
-                if borders:
-                    self.say(f"residual's change across groups {borders / since:.3f} of that within")
                 self._report(loss_sum / since, rate, gains, len(dataset), time.monotonic() - started)
-                loss_sum, imitated, borders, since = 0.0, 0.0, 0.0, 0
+                loss_sum, imitated, since = 0.0, 0.0, 0
             if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
                 self._validate(validation)
             if self._out_of_time(started):

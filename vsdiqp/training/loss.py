@@ -45,18 +45,6 @@ def training_loss(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConf
     return loss + chroma * 2 * (colour.square().mean((1, 3, 4)) * scale).mean()
 
 
-def border_change(tile: Tensor, restored: Tensor) -> Tensor:
-    """How much more the luma residual changes from group to group than within groups: a ratio of mean distances.
-
-    Samples 2i and 2i + 1 are consecutive groups. The change within groups is taken as given: only its counterpart
-    across their border can become smaller.
-    """
-    residual = (restored - tile)[:, 0]
-    within = (residual[:, 1:] - residual[:, :-1]).abs().mean()
-    across = (residual[1::2, 0] - residual[::2, 2]).abs().mean()
-    return across / (within.detach() + 1e-6)
-
-
 def imitation_loss(tile: Tensor, restored: Tensor, batch: Batch) -> Tensor:
     """Squared distance of the luma residual to the teacher's, in units of the damage to expect, scaled to compare."""
     assert batch.taught is not None and batch.taught_frame is not None

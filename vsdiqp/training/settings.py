@@ -45,11 +45,6 @@ class TrainSettings:
     """"charbonnier" (the paper's), or "relative": squared error over the whole frame's error before restoration."""
     chroma_weight: float = 0.1
     """Weight of each chroma plane beside luma; for colour "ycbcr" only."""
-    border_weight: float = 0.0
-    """Weight of how much more the residual changes between groups than within, as far as it does."""
-    border_from: int = 0
-    """Step from which that counts. Samples then come in pairs of consecutive groups, so half as many places are seen:
-    better late, when the rate is low."""
     teacher: str = ""
     """File of closed-form filters (``vsdiqp train --fit-teacher``) to imitate first; empty starts with the truth."""
     teacher_steps: tuple[int, int] = (1000, 2000)
@@ -104,8 +99,6 @@ def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -
         raise DiqpError(f"crop is {settings.crop}; this network needs a multiple of {settings.network.multiple}")
     if settings.optimiser not in ("adamw", "muon"):
         raise DiqpError(f"optimiser is {settings.optimiser!r}; give adamw or muon")
-    if settings.border_weight and settings.batch % 2:
-        raise DiqpError(f"batch is {settings.batch}; with a border_weight it must be even: samples come in pairs")
     if settings.loss not in ("charbonnier", "relative"):
         raise DiqpError(f"loss is {settings.loss!r}; give charbonnier or relative")
     if settings.precision not in ("fp32", "bf16", "fp16"):
