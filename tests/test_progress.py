@@ -29,7 +29,7 @@ def test_a_log_gets_a_line_now_and_then(clock: list[float], capsys: pytest.Captu
     shown = capsys.readouterr()
     lines = shown.err.splitlines()
     assert not shown.out and 6 <= len(lines) <= 8
-    assert lines[0] == "[0/60] starting  clip" and lines[-1].startswith("[60/60] 0:00:00 left")
+    assert lines[0] == "[0/60] starting  clip" and lines[-1] == "[60/60] took 0:01:01  clip"
     assert "[30/60] 0:00:31 left  clip" in lines
 
 

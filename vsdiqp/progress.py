@@ -43,8 +43,11 @@ class ProgressLine:
             return
         self._shown = now
         made = done - self._first
-        left = f"{_clock((now - self._start) / made * (total - done))} left" if made else "starting"
-        line = f"[{done}/{total}] {left}  {text}".rstrip()
+        spent = now - self._start
+        state = f"{_clock(spent / made * (total - done))} left" if made else "starting"
+        if done >= total:
+            state = f"took {_clock(spent)}"
+        line = f"[{done}/{total}] {state}  {text}".rstrip()
         self._open = self._live
         print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
 

@@ -36,7 +36,11 @@ def run(args: argparse.Namespace) -> int:
     from vsdiqp.training.pool import PoolSettings, generate, generate_plain
 
     settings = PoolSettings(frames=args.frames)
-    with ProgressLine() as progress:
+    with ProgressLine() as line:
+
+        def progress(have: int, wanted: int) -> None:
+            line(have, wanted, "items")
+
         if args.plain:
             generate_plain(args.sources, args.out, args.crops, args.seed, settings, progress=progress)
         else:
