@@ -26,7 +26,8 @@ class EngineThreads:
 
     def __init__(self, count: int, name: str) -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        # Any allocation may set off the garbage collector, which may free a filter and so come back here from inside.
+        self._lock = threading.RLock()
         self._stopped = False
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}") for i in range(count)]
         for thread in self._threads:
@@ -76,7 +77,7 @@ class EngineThreads:
 
 
 _shared: EngineThreads | None = None
-_shared_lock = threading.Lock()
+_shared_lock = threading.RLock()  # as `EngineThreads._lock`
 
 
 def shared_thread() -> EngineThreads:
@@ -102,7 +103,7 @@ def _stop_after_main(threads: EngineThreads) -> None:
             _watcher.start()
 
 
-_all_lock = threading.Lock()
+_all_lock = threading.RLock()
 
 
 def _watch() -> None:
