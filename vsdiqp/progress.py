@@ -42,11 +42,11 @@ class ProgressLine:
         if now - self._shown < (0.2 if self._live else 10) and done < total:
             return
         self._shown = now
-        made = done - self._first
-        spent = now - self._start
-        state = f"{_clock(spent / made * (total - done))} left" if made else "starting"
+        made, spent = done - self._first, now - self._start
         if done >= total:
             state = f"took {_clock(spent)}"
+        else:
+            state = f"{_clock(spent / made * (total - done))} left" if made else "starting"
         line = f"[{done}/{total}] {state}  {text}".rstrip()
         self._open = self._live
         print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)

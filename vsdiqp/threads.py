@@ -103,7 +103,7 @@ def _stop_after_main(threads: EngineThreads) -> None:
             _watcher.start()
 
 
-_all_lock = threading.RLock()
+_all_lock = threading.Lock()
 
 
 def _watch() -> None:

@@ -1,6 +1,7 @@
 """``vsdiqp pool``: make training clips and their encodes from a folder of stills and videos."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 
@@ -37,10 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = PoolSettings(frames=args.frames)
     with ProgressLine() as line:
-
-        def progress(have: int, wanted: int) -> None:
-            line(have, wanted, "items")
-
+        progress = partial(line, text="items")
         if args.plain:
             generate_plain(args.sources, args.out, args.crops, args.seed, settings, progress=progress)
         else:
