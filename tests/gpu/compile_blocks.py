@@ -38,8 +38,10 @@ CASES = [
         {"HEADS": 8, "SIZE_A": 32, "SIZE_B": 16, "SHIFT": 4, "PRECISION": "tf32"},
         4,
     ),
-    ("depthwise", blocks.depthwise, WIDE, {"CHANNELS": 368, "BLOCK": 32}, 4),
-    ("depthwise linear", blocks.depthwise_linear, NARROW_TYPES, FUSED, 4),
+    ("depthwise", blocks.depthwise, WIDE, {"CHANNELS": 368, "BLOCK": 32, "FRAMES": 3}, 4),
+    ("depthwise linear", blocks.depthwise_linear, NARROW_TYPES, {**FUSED, "FRAMES": 3}, 4),
+    ("depthwise, tokens of one frame", blocks.depthwise, WIDE, {"CHANNELS": 384, "BLOCK": 32, "FRAMES": 1}, 4),
+    ("depthwise linear, tokens of one frame", blocks.depthwise_linear, NARROW_TYPES, {**FUSED, "FRAMES": 1}, 4),
     (
         "row sums",
         blocks.row_sums,

@@ -9,6 +9,7 @@ LITE_LIKE = DiQPConfig(
     depths=(0, 1, 0),
     heads=(1, 1, 1),
     depthwise_taps=1,
+    joint=False,
     skip="add",
     down_kernel=2,
     stem_scale=2,
@@ -21,4 +22,4 @@ LITE_LIKE = DiQPConfig(
     colour="ycbcr",
     tile=32,
 )
-"""As lite: with neighbours near and far, no guides."""
+"""As lite: frames one by one, with neighbours near and far, no guides."""

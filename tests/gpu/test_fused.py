@@ -27,9 +27,9 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
             parameter.copy_(values + 1 if "norm" in name and name.endswith("weight") else values)
 
 
-def run_stage(channels: int, heads: int, size: tuple[int, int], taps: int = 3, dtype=torch.float32):
+def run_stage(channels: int, heads: int, size: tuple[int, int], taps: int = 3, frames: int = 3, dtype=torch.float32):
     """A stage of a plain and a shifted block: what the plain module and the fused one make of the same map."""
-    stage = Stage(channels, 2, heads, 8, 3, taps, 64).eval()
+    stage = Stage(channels, 2, heads, 8, 3, taps, 64, frames).eval()
     randomise(stage)
     x = torch.randn(1, *size, channels, generator=torch.Generator().manual_seed(1)) + 0.5
     with torch.no_grad():
@@ -39,17 +39,19 @@ def run_stage(channels: int, heads: int, size: tuple[int, int], taps: int = 3, d
 
 
 SHAPES = {
-    "a head of 45": (45, 1, (8, 16), 3),
-    "two heads of 18": (36, 2, (16, 8), 3),
-    "wide: projection apart from the depthwise step": (144, 3, (8, 8), 3),
-    "frames apart": (24, 2, (8, 8), 1),
+    "a head of 45": (45, 1, (8, 16), 3, 3),
+    "two heads of 18": (36, 2, (16, 8), 3, 3),
+    "wide: projection apart from the depthwise step": (144, 3, (8, 8), 3, 3),
+    "frames that the depthwise step keeps apart": (24, 2, (8, 8), 1, 3),
+    "tokens of one frame": (20, 2, (16, 8), 1, 1),
+    "wide tokens of one frame": (136, 2, (8, 8), 1, 1),
 }
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_fused_stage_equals_the_plain_one(name: str):
-    channels, heads, size, taps = SHAPES[name]
-    plain, ours = run_stage(channels, heads, size, taps)
+    channels, heads, size, taps, frames = SHAPES[name]
+    plain, ours = run_stage(channels, heads, size, taps, frames)
     torch.testing.assert_close(ours, plain, rtol=0, atol=2e-6 * plain.abs().max().item())
 
 
@@ -77,10 +79,12 @@ def test_an_item_does_not_depend_on_its_batch():
 RELEASED_LIKE = DiQPConfig(
     embed_dim=5, depths=(1, 2, 1), heads=(1, 2, 2), look_around=(3,), look_ahead=(4,), tile=32, name="tiny"
 )
-ALONE = dataclasses.replace(LITE_LIKE, neighbours=0)
+TOGETHER = dataclasses.replace(LITE_LIKE, joint=True)
+ALONE = dataclasses.replace(TOGETHER, neighbours=0)
+CONFIGS = {"as released": RELEASED_LIKE, "no neighbours": ALONE, "frames together": TOGETHER, "as lite": LITE_LIKE}
 
 
-@pytest.mark.parametrize("config", [RELEASED_LIKE, ALONE, LITE_LIKE], ids=["as released", "lite alone", "as lite"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_whole_network_fused_equals_the_plain_one(config: DiQPConfig):
     network = DiQP(config).prepare()
     randomise(network)

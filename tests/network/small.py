@@ -12,7 +12,8 @@ from vsdiqp.training.settings import CONFIGS
 
 LITE = DiQPConfig.from_dict(tomllib.loads((CONFIGS / "lite.toml").read_text())["network"])
 SMALL_LITE = dataclasses.replace(LITE, widths=(8, 8, 16), embed_dim=8, depths=(0, 1, 2, 0, 0), heads=(1, 1, 2, 1, 1))
-ALONE = dataclasses.replace(SMALL_LITE, neighbours=0)
+JOINT = dataclasses.replace(SMALL_LITE, joint=True)
+ALONE = dataclasses.replace(JOINT, neighbours=0)
 GUIDED = dataclasses.replace(ALONE, look_around=(3, 5), look_ahead=(4, 3), frames_ahead=3)
 RELEASED = DiQPConfig(
     embed_dim=4,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.network.small import ALONE, GUIDED, LITE, RELEASED, SMALL_LITE, arguments, network, picture, run
+from tests.network.small import ALONE, GUIDED, JOINT, LITE, RELEASED, SMALL_LITE, arguments, network, picture, run
 from tests.stand_ins import clip_format, colour, make_run
 from vsdiqp.clip import Settings
 from vsdiqp.errors import DiqpError
@@ -18,7 +18,7 @@ from vsdiqp.network.stem import FAR_CLIP, cell_inputs, seen_beside, seen_from, s
 from vsdiqp.restorer import Restorer
 from vsdiqp.training.settings import CONFIGS
 
-KINDS = {"lite": SMALL_LITE, "alone": ALONE, "guided": GUIDED, "released": RELEASED}
+KINDS = {"lite": SMALL_LITE, "joint": JOINT, "alone": ALONE, "guided": GUIDED, "released": RELEASED}
 
 
 @pytest.fixture(params=KINDS)
@@ -110,6 +110,48 @@ def test_neighbours_like_their_frame_are_seen_as_nothing() -> None:
     tile = picture(64, 64)
     beside = tile[:, 0, :, None].expand(-1, -1, 6, -1, -1)
     assert not stem_view(seen_beside(tile, beside, torch.tensor([0.02])), 3).any()
+
+
+@pytest.mark.parametrize("guides", [False, True], ids=["plain", "guided"])
+def test_a_frame_does_not_depend_on_the_group_it_is_in(guides: bool) -> None:
+    """What lite makes of a frame and its neighbours is the same first, middle or last in a group of three: nothing
+    changes at the borders of groups that does not change inside them."""
+    net = network(dataclasses.replace(GUIDED, neighbours=3, joint=False) if guides else SMALL_LITE)
+    tile = picture(64, 64)
+    *inputs, beside = arguments(net, tile)
+    with torch.inference_mode():
+        result = net(tile, *inputs[1:], beside)
+        for order in ([2, 0, 1], [1, 1, 1]):
+            mixed = net(tile[:, :, order], *inputs[1:], beside[:, order])
+            assert torch.allclose(mixed, result[:, :, order], atol=1e-6)
+        assert (result[:, :, 0] - tile[:, :, 0] - result[:, :, 2] + tile[:, :, 2]).abs().max() > 1e-4
+
+
+def test_flat_surroundings_are_left_alone() -> None:
+    """Black bars and flat fills stay what they are, to the bit; beside a detail the network works as elsewhere."""
+    net = network(SMALL_LITE)
+    tile = picture(128, 128)
+    *inputs, beside = arguments(net, tile)
+    inputs[0] = barred = tile.clone()
+    barred[..., :48, :] = torch.tensor([0.0, 0.5, 0.5]).view(1, 3, 1, 1, 1)
+    speck = barred.clone()
+    speck[:, 0, 1, 4, 4] = 1 / 255
+    with torch.inference_mode():
+        plain, specked = net(*inputs, beside), net(speck, *inputs[1:], beside)
+    changed = (plain != barred).any(1)
+    assert not changed[..., :40, :].any(), "a block of 8 rows beside the picture is restored"
+    assert changed[..., 40:, :].float().mean() > 0.9
+    there = (specked != speck).any(1)[:, 1]
+    assert there[:, :16, :16].float().mean() > 0.9 and not there[:, :32, 32:].any()
+
+
+def test_black_and_white_stays_black_and_white() -> None:
+    """Where chroma is flat it is left alone, while luma is restored."""
+    net = network(SMALL_LITE)
+    tile = picture(64, 64)
+    tile[:, 1:] = 0.5
+    output = run(net, tile)
+    assert torch.equal(output[:, 1:], tile[:, 1:]) and (output[:, 0] != tile[:, 0]).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("config", [ALONE, GUIDED, RELEASED], ids=["alone", "guided", "released"])
@@ -235,13 +277,18 @@ def test_expected_damage_grows_with_qp() -> None:
 
 def test_cost_is_counted_as_by_hand() -> None:
     """A network without blocks and guides, layer by layer: convolutions and linear layers at their level's pixels."""
-    config = dataclasses.replace(SMALL_LITE, depths=(0,) * 5, stem_blocks=0, head_blocks=0, tile=64)
+    config = dataclasses.replace(JOINT, depths=(0,) * 5, stem_blocks=0, head_blocks=0, tile=64)
     cells, halves, quarters = 32**2, 16**2, 8**2
     by_hand = cells * 3 * 9 * (32 * 8 + 8 * 16)  # stem and head, a frame
     # Three frames in, three out. Down: 2x2 patches of level 0 to a cell of level 1; up: the same pairs backwards.
     by_hand += 9 * (halves * 4 * 9 * 8 + quarters * 4 * 9 * 16 + quarters * 4 * 17 * 8 + halves * 4 * 9 * 8)
     by_hand += 2 * (9 * 64 + 64 * 64) + 64 * 16 * 5 + 3 * 2  # the location: its vector twice, pattern, damage
     assert kmac(config) * 1000 * 3 * 64 * 64 == pytest.approx(by_hand)
+    # Frame by frame the maps between are a third as wide, three times as often.
+    apart = by_hand - (9 - 3) * (
+        halves * 4 * 9 * 8 + quarters * 4 * 9 * 16 + quarters * 4 * 17 * 8 + halves * 4 * 9 * 8
+    )
+    assert kmac(dataclasses.replace(config, joint=False)) * 1000 * 3 * 64 * 64 == pytest.approx(apart)
 
 
 @pytest.mark.parametrize(("name", "limit"), [("lite", 20), ("base", 150), ("released", 800)])
@@ -347,7 +394,7 @@ def test_a_network_with_guides_restores_frames() -> None:
     [
         ({"depths": (1, 2)}, "odd number"),
         ({"heads": (1, 2, 4)}, "3 head counts"),
-        ({"heads": (2, 5, 3, 2, 2)}, "stage 1 has 96 channels, which 5 heads"),
+        ({"heads": (2, 5, 3, 2, 2)}, "stage 1 has 48 channels, which 5 heads"),
         ({"widths": (8, 16)}, "3 widths"),
         ({"look_around": (7,)}, "look_around needs 2"),
         ({"look_ahead": (7, 10, 13)}, "look_ahead needs 2"),
@@ -356,7 +403,9 @@ def test_a_network_with_guides_restores_frames() -> None:
         ({"stem_scale": 4}, "stem_scale"),
         ({"location": "tables"}, "continuous"),
         ({"stem_scale": 1}, "stem_blocks"),
-        ({"depthwise_taps": 5}, "depthwise_taps"),
+        ({"depthwise_taps": 5, "joint": True}, "depthwise_taps"),
+        ({"depthwise_taps": 3}, "joint"),
+        ({"neighbours": 0}, "joint"),
         ({"down_kernel": 3}, "down_kernel"),
         ({"codecs": ("hevc",)}, "qp_range"),
         ({"qp_range": {"hevc": (51, 12), "av1": (40, 255)}}, "qp_range of hevc"),

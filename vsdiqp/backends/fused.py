@@ -15,10 +15,9 @@ import triton
 from torch import Tensor, nn
 
 from vsdiqp.kernels import blocks
-from vsdiqp.network.config import FRAMES
 from vsdiqp.network.diqp import DiQP
 from vsdiqp.network.lewin import LeWinBlock, Stage
-from vsdiqp.network.packing import PackedConv, PackedUpsample
+from vsdiqp.network.packing import PackedConv, PackedUpsample, to_children
 from vsdiqp.network.stem import PixelHead, PixelStem
 
 CHANNELS = 16
@@ -82,7 +81,8 @@ class FusedBlock(nn.Module):
         size = width // heads
         self.width, self.heads, self.shift = width, heads, block.shift
         self.size_a, self.size_b = next(pair for pair in HEAD_SIZES if sum(pair) >= size)
-        self.hidden = feed.expand.out_features // FRAMES
+        self.frames = frames = feed.depthwise.frames
+        self.hidden = feed.expand.out_features // frames
         wide, head, hidden = pad(width), self.size_a + self.size_b, pad(self.hidden)
         self.padded, self.padded_hidden = wide, hidden
 
@@ -93,8 +93,8 @@ class FusedBlock(nn.Module):
 
         def frames_apart(rows: Tensor) -> Tensor:
             """Hidden channels (c, f) -> (f, padded c): a frame's channels become neighbours."""
-            apart = rows.reshape(self.hidden, FRAMES, *rows.shape[1:]).transpose(0, 1)
-            return _place(apart, (FRAMES, hidden, *apart.shape[2:])).flatten(0, 1)
+            apart = rows.reshape(self.hidden, frames, *rows.shape[1:]).transpose(0, 1)
+            return _place(apart, (frames, hidden, *apart.shape[2:])).flatten(0, 1)
 
         scale = size**-0.5
         qkv = torch.stack([attention.to_q.weight.double() * scale, *attention.to_kv.weight.double().chunk(2)])
@@ -108,12 +108,12 @@ class FusedBlock(nn.Module):
         self._store("proj_bias", _place(attention.proj.bias.double(), (wide,)), torch.float32)
         self._store("bias", attention.gather_bias().double(), torch.float32)
         contract = frames_apart(feed.contract.weight.double().T).T
-        self._store("contract_weight", _place(contract, (wide, FRAMES * hidden)), dtype)
+        self._store("contract_weight", _place(contract, (wide, frames * hidden)), dtype)
         self._store("contract_bias", _place(feed.contract.bias.double(), (wide,)), torch.float32)
         taps = feed.depthwise.weight.double()[:, 0]  # channel, time, y, x
-        if taps.shape[1] == 1:
+        if taps.shape[1] < frames:
             taps = F.pad(taps, (0, 0, 0, 0, 1, 1))  # frames don't meet: nothing from the one before and after
-        self._store("depthwise_weight", _place(taps.flatten(1).T, (27, hidden)), torch.float32)
+        self._store("depthwise_weight", _place(taps.flatten(1).T, (taps[0].numel(), hidden)), torch.float32)
         self._store("depthwise_bias", _place(feed.depthwise.bias.double(), (hidden,)), torch.float32)
 
     def _store(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
@@ -152,13 +152,13 @@ class FusedBlock(nn.Module):
                 hidden, self.depthwise_weight, self.depthwise_bias, self.contract_weight, self.contract_bias,
                 x, out, sums, height, width,
                 CHANNELS=channels, OUTPUTS=self.padded, PRECISION=precision,
-                BLOCK=16, BLOCK_OUT=triton.next_power_of_2(self.padded), num_warps=4,
+                BLOCK=16, BLOCK_OUT=triton.next_power_of_2(self.padded), FRAMES=self.frames, num_warps=4,
             )  # fmt: skip
             return out, sums
         mixed = torch.empty_like(hidden)
         blocks.depthwise[patches, triton.cdiv(channels, 32)](
             hidden, self.depthwise_weight, self.depthwise_bias, mixed, height, width,
-            CHANNELS=channels, BLOCK=32, num_warps=4,
+            CHANNELS=channels, BLOCK=32, FRAMES=self.frames, num_warps=4,
         )  # fmt: skip
         sums = _new_sums(rows, self.padded, x)
         return _linear(mixed, self.contract_weight, self.contract_bias, residual=x, out_sums=sums).view(x.shape), sums
@@ -223,9 +223,7 @@ class PaddedUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B, H, W, I * 3 -> B, 2H, 2W, O * 3."""
-        batch, height, width, _ = x.shape
-        y = F.linear(F.pad(x, (0, self.more)), self.weight, self.bias).view(batch, height, width, 2, 2, -1)
-        return y.transpose(2, 3).reshape(batch, 2 * height, 2 * width, -1)
+        return to_children(F.linear(F.pad(x, (0, self.more)), self.weight, self.bias))
 
 
 def fuse(network: DiQP, dtype: torch.dtype) -> DiQP:
@@ -240,8 +238,7 @@ def fuse(network: DiQP, dtype: torch.dtype) -> DiQP:
         return plain if plain.patches else PaddedConv(plain, dtype)
 
     def upsample(plain: nn.Module) -> nn.Module:
-        assert isinstance(plain, PackedUpsample)
-        return PaddedUpsample(plain, dtype)
+        return PaddedUpsample(plain, dtype) if isinstance(plain, PackedUpsample) else plain
 
     def stage(plain: nn.Module) -> nn.Module:
         assert isinstance(plain, Stage)

@@ -240,21 +240,42 @@ def _depthwise(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS
 
 
 @triton.jit
-def depthwise(x, weight, bias, out, height, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+def _depthwise_alone(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS: tl.constexpr):
+    """Depthwise 3x3 of tokens that carry one frame, then GELU: (64, channels of the block) fp32."""
+    inside_channels = channel < CHANNELS
+    first = tl.load(bias + channel, mask=inside_channels, other=0.0)[None, :]
+    out = tl.zeros((TOKENS, channel.shape[0]), dtype=tl.float32) + first
+    for tap in tl.range(0, 9, num_stages=1, loop_unroll_factor=1):
+        ny = y + tap // 3 - 1
+        nx = x_at + tap % 3 - 1
+        inside = ((ny >= 0) & (ny < height) & (nx >= 0) & (nx < width))[:, None] & inside_channels[None, :]
+        row = (image * height + ny).to(tl.int64) * width + nx
+        value = tl.load(x + row[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        out += value * tl.load(weight + tap * CHANNELS + channel, mask=inside_channels, other=0.0)[None, :]
+    return _gelu(out)
+
+
+@triton.jit
+def depthwise(x, weight, bias, out, height, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, FRAMES: tl.constexpr):
     """Depthwise convolution and GELU of a map. Grid: (patches of the whole batch, CHANNELS / BLOCK).
 
-    x, out: rows, 3 frames, CHANNELS; weight: 3 (frame before, same, after), 3, 3, CHANNELS fp32; bias: CHANNELS fp32.
+    x, out: rows, FRAMES, CHANNELS; weight: with 3 FRAMES 3 (frame before, same, after), 3, 3, CHANNELS fp32, with one
+    3, 3, CHANNELS; bias: CHANNELS fp32.
     """
     image, y, x_at = _patch(tl.program_id(0), height, width)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    out_0, out_1, out_2 = _depthwise(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS)
     row = (image * height + y).to(tl.int64) * width + x_at
-    at = out + row[:, None] * (3 * CHANNELS) + channel[None, :]
+    at = out + row[:, None] * (FRAMES * CHANNELS) + channel[None, :]
     inside = ((y < height) & (x_at < width))[:, None] & (channel < CHANNELS)[None, :]
     kind = out.dtype.element_ty
-    tl.store(at, out_0.to(kind), mask=inside)
-    tl.store(at + CHANNELS, out_1.to(kind), mask=inside)
-    tl.store(at + 2 * CHANNELS, out_2.to(kind), mask=inside)
+    if FRAMES == 3:
+        out_0, out_1, out_2 = _depthwise(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS)
+        tl.store(at, out_0.to(kind), mask=inside)
+        tl.store(at + CHANNELS, out_1.to(kind), mask=inside)
+        tl.store(at + 2 * CHANNELS, out_2.to(kind), mask=inside)
+    else:
+        alone = _depthwise_alone(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS)
+        tl.store(at, alone.to(kind), mask=inside)
 
 
 @triton.jit
@@ -274,10 +295,11 @@ def depthwise_linear(
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
+    FRAMES: tl.constexpr,
 ):
     """Depthwise convolution, GELU, linear layer and residual sum in one; leaves the sums of ``out``. Grid: patches.
 
-    As `depthwise`; linear_weight: OUTPUTS, 3 * CHANNELS; residual, out: rows, OUTPUTS. BLOCK_OUT, a power of two,
+    As `depthwise`; linear_weight: OUTPUTS, FRAMES * CHANNELS; residual, out: rows, OUTPUTS. BLOCK_OUT, a power of two,
     covers all OUTPUTS: a row of results stays on chip, so this is for narrow maps.
     """
     image, y, x_at = _patch(tl.program_id(0), height, width)
@@ -289,15 +311,19 @@ def depthwise_linear(
     total = tl.zeros((TOKENS, BLOCK_OUT), dtype=tl.float32)
     for start in tl.range(0, CHANNELS, BLOCK, num_stages=1):
         channel = start + tl.arange(0, BLOCK)
-        out_0, out_1, out_2 = _depthwise(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS)
-        at = linear_weight + column[None, :] * (3 * CHANNELS) + channel[:, None]
+        at = linear_weight + column[None, :] * (FRAMES * CHANNELS) + channel[:, None]
         inside = (channel < CHANNELS)[:, None] & column_inside[None, :]
         w = tl.load(at, mask=inside, other=0.0)
-        total = tl.dot(out_0.to(kind), w, total, input_precision=PRECISION)
-        w = tl.load(at + CHANNELS, mask=inside, other=0.0)
-        total = tl.dot(out_1.to(kind), w, total, input_precision=PRECISION)
-        w = tl.load(at + 2 * CHANNELS, mask=inside, other=0.0)
-        total = tl.dot(out_2.to(kind), w, total, input_precision=PRECISION)
+        if FRAMES == 3:
+            out_0, out_1, out_2 = _depthwise(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS)
+            total = tl.dot(out_0.to(kind), w, total, input_precision=PRECISION)
+            w = tl.load(at + CHANNELS, mask=inside, other=0.0)
+            total = tl.dot(out_1.to(kind), w, total, input_precision=PRECISION)
+            w = tl.load(at + 2 * CHANNELS, mask=inside, other=0.0)
+            total = tl.dot(out_2.to(kind), w, total, input_precision=PRECISION)
+        else:
+            alone = _depthwise_alone(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS)
+            total = tl.dot(alone.to(kind), w, total, input_precision=PRECISION)
     total += tl.load(linear_bias + column, mask=column_inside, other=0.0)[None, :]
     to = row[:, None] * OUTPUTS + column[None, :]
     inside = row_inside[:, None] & column_inside[None, :]

@@ -30,6 +30,9 @@ class DiQPConfig:
     mlp_ratio: int = 3
     depthwise_taps: int = 3
     """Frames that the feed-forward's depthwise convolution spans: 3 as released, 1 leaves time to the linear layers."""
+    joint: bool = True
+    """Whether a token of the U carries all three frames, as released. False: every frame goes through it by itself and
+    sees others only through ``neighbours``, so that its result does not depend on which frames it is grouped with."""
     skip: str = "concat"
     """How a skip joins the decoder: "concat" doubles the width of the decoder's blocks, "add" keeps it."""
     down_kernel: int = 4
@@ -96,6 +99,11 @@ class DiQPConfig:
             raise DiqpError("stem_blocks and head_blocks are parts of stem_scale 2; give 0 of both with stem_scale 1")
         if self.neighbours < 0 or (self.neighbours and self.stem_scale == 1):
             raise DiqpError(f"neighbours is {self.neighbours}; it may be 0, or more with stem_scale 2")
+        if not self.joint and not (self.neighbours and self.depthwise_taps == 1):
+            raise DiqpError(
+                f"frames that go through the network one by one (joint = false) need neighbours to see others by, and "
+                f"depthwise_taps 1; got neighbours {self.neighbours} and depthwise_taps {self.depthwise_taps}"
+            )
         for index, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
             channels = self.stage_channels(index)
             if depth and (heads < 1 or channels % heads):
@@ -118,15 +126,20 @@ class DiQPConfig:
         """Encoder levels, without the bottleneck."""
         return len(self.depths) // 2
 
+    @property
+    def token_frames(self) -> int:
+        """Frames that a token of the U carries."""
+        return FRAMES if self.joint else 1
+
     def width(self, level: int) -> int:
         """Channels a frame at a level of the encoder; ``level == levels`` is the bottleneck."""
         return self.widths[level] if self.widths else self.embed_dim * 2**level
 
     def stage_channels(self, index: int) -> int:
-        """Channels of a token (all frames) in a stage: encoder levels, the bottleneck, decoder levels from below."""
+        """Channels of a token (all its frames) in a stage: encoder levels, bottleneck, decoder levels from below."""
         level = index if index <= self.levels else 2 * self.levels - index
         doubled = 2 if index > self.levels and self.skip == "concat" else 1
-        return FRAMES * doubled * self.width(level)
+        return self.token_frames * doubled * self.width(level)
 
     @property
     def multiple(self) -> int:
@@ -173,6 +186,8 @@ class DiQPConfig:
             del values["trust"]  # older versions read what has none
         if not self.neighbours:
             del values["neighbours"]
+        if self.joint:
+            del values["joint"]
         return values
 
     @classmethod

@@ -14,12 +14,13 @@ from vsdiqp.network.config import FRAMES, DiQPConfig
 from vsdiqp.network.guides import GuideChain
 from vsdiqp.network.lewin import Stage, WindowAttention
 from vsdiqp.network.lost import ContinuousLocation, TableLocation, tile_pattern
-from vsdiqp.network.packing import Packed, PackedConv, PackedUpsample
+from vsdiqp.network.packing import FrameUpsample, Packed, PackedConv, PackedUpsample
 from vsdiqp.network.stem import (
     CellHead,
     CellStem,
     PixelHead,
     PixelStem,
+    liveliness,
     pattern_channels,
     seen_beside,
     to_frames,
@@ -48,6 +49,7 @@ class DiQP(nn.Module):
     def __init__(self, config: DiQPConfig):
         super().__init__()
         self.config = config
+        frames = self.frames = config.token_frames
         levels, widths = config.levels, [config.width(i) for i in range(config.levels + 1)]
         grid = config.tile // config.stem_scale
 
@@ -60,6 +62,7 @@ class DiQP(nn.Module):
                 config.mlp_ratio,
                 config.depthwise_taps,
                 grid // 2**level,
+                frames,
             )
 
         self.lost: TableLocation | ContinuousLocation
@@ -83,34 +86,43 @@ class DiQP(nn.Module):
 
         self.look_around = GuideChain(config.look_around, first_stride=1) if config.look_around else None
         self.look_ahead = LookAhead(config.look_ahead) if config.look_ahead else None
-        # Guide and location channels are concatenated to packed tokens, so they count in tokens, not in channels a
-        # frame: the convolution reads all of them as (c, f).
+        # Guide and location channels are concatenated to tokens, so they count in tokens, not in channels a frame:
+        # where a token carries all frames, the convolution reads all of them as (c, f).
         around = [2 * config.look_around[0], *config.look_around[1:]] if config.look_around else [0] * levels
         ahead = [2 * w for w in config.look_ahead] if config.look_ahead else [0] * levels
-        self.padding_around = [-(w + extra) % FRAMES for w in around]
-        self.padding_ahead = [-(w + extra) % FRAMES for w in ahead]
+        self.padding_around = [-(w + extra) % frames for w in around]
+        self.padding_ahead = [-(w + extra) % frames for w in ahead]
 
         # Without blocks at level 0 nothing there reads channels as (c, f): frames can stay whole.
         self.frame_major = (
-            config.stem_scale == 2 and config.skip == "add" and config.depths[0] == config.depths[-1] == 0
+            config.joint
+            and config.stem_scale == 2
+            and config.skip == "add"
+            and config.depths[0] == config.depths[-1] == 0
         )
-        kernel = (3, config.down_kernel, config.down_kernel)
+        kernel = (frames, config.down_kernel, config.down_kernel)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         for i in range(levels):
-            self.encoder.append(stage(FRAMES * widths[i], i, i))
-            inputs = widths[i] + (around[i] + extra + self.padding_around[i]) // FRAMES
+            self.encoder.append(stage(frames * widths[i], i, i))
+            inputs = widths[i] + (around[i] + extra + self.padding_around[i]) // frames
             padding = (config.down_kernel - 2) // 2
             whole = widths[0] if self.frame_major and i == 0 else 0
-            self.down.append(PackedConv(inputs, widths[i + 1], kernel, stride=2, padding=padding, frame_major=whole))
-        self.bottleneck = stage(FRAMES * widths[levels], levels, levels)
+            self.down.append(
+                PackedConv(inputs, widths[i + 1], kernel, stride=2, padding=padding, frame_major=whole, frames=frames)
+            )
+        self.bottleneck = stage(frames * widths[levels], levels, levels)
         self.up, self.decoder = nn.ModuleList(), nn.ModuleList()
         below = widths[levels]
         for i in range(levels):
             level = levels - 1 - i
-            inputs = below + (ahead[level] + extra + self.padding_ahead[level]) // FRAMES
-            self.up.append(PackedUpsample(inputs, widths[level], frame_major=self.frame_major and level == 0))
+            inputs = below + (ahead[level] + extra + self.padding_ahead[level]) // frames
+            self.up.append(
+                PackedUpsample(inputs, widths[level], frame_major=self.frame_major and level == 0)
+                if config.joint
+                else FrameUpsample(inputs, widths[level])
+            )
             below = doubled * widths[level]
-            self.decoder.append(stage(FRAMES * below, levels + 1 + i, level))
+            self.decoder.append(stage(frames * below, levels + 1 + i, level))
 
     # -- preparation ---------------------------------------------------------------------------------------------------
 
@@ -246,14 +258,16 @@ class DiQP(nn.Module):
                 assert beside is not None
                 others = seen_beside(tile, beside, damage)
             features = self.stem(tile, code, place, damage, others)
-            x = to_tokens(features, self.frame_major)
+            x = to_tokens(features, self.frame_major) if self.config.joint else features.permute(0, 2, 3, 1)
+            pattern = self._each_frame(pattern)
         else:
             x = self.stem(tile).to(dtype)
 
-        looked_around, scaled = guides
+        looked_around, scaled = ([self._each_frame(g) for g in maps] for maps in guides)
         cropped: list[Tensor] = []
         if self.look_ahead is not None:
-            cropped = self.look_ahead.cropped(self._on_grid(ahead_tile), weight_decay)
+            maps = self.look_ahead.cropped(self._on_grid(ahead_tile), weight_decay)
+            cropped = [self._each_frame(m) for m in maps]
         ahead = [torch.cat([c, s.expand(c.shape[0], -1, -1, -1)], -1) for c, s in zip(cropped, scaled, strict=True)]
 
         skips: list[Tensor] = []
@@ -269,11 +283,16 @@ class DiQP(nn.Module):
             x = decode(x)
         if isinstance(self.head, CellHead):
             assert code is not None and damage is not None
-            return self.head(to_frames(x, self.frame_major), code, damage, others)
+            features = to_frames(x, self.frame_major) if self.config.joint else x.permute(0, 3, 1, 2)
+            return self.head(features, code, damage, others) * liveliness(tile)
         return self.head(x).float()
 
+    def _each_frame(self, shared: Tensor) -> Tensor:
+        """What belongs to a tile, for each row of the U's batch: there a frame may be a row of its own."""
+        return shared if self.config.joint or shared.shape[0] == 1 else shared.repeat_interleave(FRAMES, 0)
+
     @staticmethod
-    def _join(x: Tensor, guide: tuple[Tensor, ...] | list[Tensor], pattern: Tensor, padding: int) -> Tensor:
+    def _join(x: Tensor, guide: list[Tensor], pattern: Tensor, padding: int) -> Tensor:
         """Concatenate a level's guide and LOST's channel to tokens; zeros fill up to a whole number of frames."""
         batch, height, width, _ = x.shape
         parts = [x, *(g.expand(batch, -1, -1, -1) for g in guide)]

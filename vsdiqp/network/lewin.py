@@ -1,6 +1,7 @@
 """LeWin transformer blocks: attention inside 8x8 windows, and a feed-forward with a depthwise 3-D convolution.
 
-Maps are B, H, W, C with C = channels * 3 frames, index ``c * 3 + f``; one token holds all three frames of a position.
+Maps are B, H, W, C with C = channels * 3 frames, index ``c * 3 + f``; one token holds all three frames of a position
+(or a single one, in networks whose frames go through it one by one).
 Source: spec/diqp.md, "A block"; the window attention is Swin's, the feed-forward Uformer's with a frame axis.
 """
 
@@ -112,10 +113,10 @@ class WindowAttention(nn.Module):
 class FeedForward(nn.Module):
     """Linear, GELU, depthwise 3x3x3 over (frame, y, x), GELU, linear (Uformer's LeFF with frames)."""
 
-    def __init__(self, channels: int, ratio: int, taps: int):
+    def __init__(self, channels: int, ratio: int, taps: int, frames: int = FRAMES):
         super().__init__()
         self.expand = nn.Linear(channels, channels * ratio)
-        self.depthwise = PackedDepthwise(channels * ratio // FRAMES, taps)
+        self.depthwise = PackedDepthwise(channels * ratio // frames, taps, frames)
         self.contract = nn.Linear(channels * ratio, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,13 +127,13 @@ class FeedForward(nn.Module):
 class LeWinBlock(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)); odd blocks of a stage shift by half a window."""
 
-    def __init__(self, channels: int, heads: int, window: int, ratio: int, taps: int, shift: int):
+    def __init__(self, channels: int, heads: int, window: int, ratio: int, taps: int, shift: int, frames: int = FRAMES):
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, window)
         self.norm2 = nn.LayerNorm(channels)
-        self.ffn = FeedForward(channels, ratio, taps)
+        self.ffn = FeedForward(channels, ratio, taps, frames)
 
     def attend(self, x: Tensor) -> Tensor:
         """The attention branch on a normed map."""
@@ -155,11 +156,21 @@ class Stage(nn.Module):
     blocks shift: a map of one window has nothing to shift (spec/diqp-details.md, "Shift").
     """
 
-    def __init__(self, channels: int, depth: int, heads: int, window: int, ratio: int, taps: int, side: int):
+    def __init__(
+        self,
+        channels: int,
+        depth: int,
+        heads: int,
+        window: int,
+        ratio: int,
+        taps: int,
+        side: int,
+        frames: int = FRAMES,
+    ):
         super().__init__()
         shift = window // 2 if side > window else 0
         self.blocks = nn.ModuleList(
-            LeWinBlock(channels, heads, min(window, side), ratio, taps, shift * (j % 2)) for j in range(depth)
+            LeWinBlock(channels, heads, min(window, side), ratio, taps, shift * (j % 2), frames) for j in range(depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -30,6 +30,13 @@ def band(weight: Tensor, padding: int = 1, frames: int = FRAMES) -> Tensor:
     return packed.reshape(out_channels * frames_out, in_channels * frames, *rest)
 
 
+def to_children(x: Tensor) -> Tensor:
+    """B, H, W, 4 * C, ordered child y, child x, channel -> B, 2H, 2W, C."""
+    batch, height, width, _ = x.shape
+    children = x.view(batch, height, width, 2, 2, -1).transpose(2, 3)
+    return children.reshape(batch, 2 * height, 2 * width, -1)
+
+
 class Packed(nn.Module):
     """A convolution that keeps its 3-D parameters and runs in packed form.
 
@@ -71,7 +78,10 @@ class Packed(nn.Module):
 
 
 class PackedConv(Packed):
-    """Conv3d over (3 frames, y, x) with padding 1 in time; map B, H, W, I * 3 -> B, H', W', O * 3."""
+    """Conv3d over (3 frames, y, x), padded to keep the frames; map B, H, W, I * 3 -> B, H', W', O * 3.
+
+    With a kernel of one tap in time frames don't meet: with ``frames`` 1 it is a 2-D convolution.
+    """
 
     def __init__(
         self,
@@ -81,10 +91,11 @@ class PackedConv(Packed):
         stride: int = 1,
         padding: int = 1,
         frame_major: int = 0,
+        frames: int = FRAMES,
     ):
         """``frame_major``: that many leading channels arrive ordered frame * channels + channel (see `to_tokens`)."""
         super().__init__()
-        self.frame_major = frame_major
+        self.frame_major, self.frames = frame_major, frames
         self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
         self.bias = nn.Parameter(torch.zeros(outputs))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
@@ -97,7 +108,8 @@ class PackedConv(Packed):
 
     def pack(self) -> tuple[Tensor, Tensor]:
         """Banded 2-D weight (a matrix over patches where possible), bias repeated for the frames."""
-        weight, bias = band(self.weight), self.bias.repeat_interleave(FRAMES)
+        weight = band(self.weight, self.weight.shape[2] // 2, self.frames)
+        bias = self.bias.repeat_interleave(self.frames)
         if self.frame_major:
             leading = torch.unflatten(weight[:, : self.frame_major * FRAMES], 1, (self.frame_major, FRAMES))
             weight = torch.cat([leading.transpose(1, 2).flatten(1, 2), weight[:, self.frame_major * FRAMES :]], 1)
@@ -122,18 +134,19 @@ class PackedDepthwise(Packed):
     group of its own, which CPU libraries run four times faster.
     """
 
-    def __init__(self, channels: int, taps: int = 3):
+    def __init__(self, channels: int, taps: int = 3, frames: int = FRAMES):
         super().__init__()
+        self.frames = frames
         self.weight = nn.Parameter(torch.empty(channels, 1, taps, 3, 3))
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        self.groups = channels if taps == 3 else channels * FRAMES
+        self.groups = channels if taps == 3 else channels * frames
 
     def pack(self) -> tuple[Tensor, Tensor]:
         """(channels * 3, 3 or 1, 3, 3): for every channel a banded 3 frames in, 3 frames out."""
         w = self.weight[:, 0]  # channel, time, y, x
         if w.shape[1] == 1:
-            return w.repeat_interleave(FRAMES, 0), self.bias.repeat_interleave(FRAMES)
+            return w.repeat_interleave(self.frames, 0), self.bias.repeat_interleave(self.frames)
         rows = []
         for g in range(FRAMES):
             columns = [w[:, f - g + 1] if abs(f - g) <= 1 else torch.zeros_like(w[:, 0]) for f in range(FRAMES)]
@@ -184,7 +197,16 @@ class PackedUpsample(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """B, H, W, I * 3 -> B, 2H, 2W, O * 3."""
-        weight, bias = self.packed()
-        batch, height, width, _ = x.shape
-        y = F.linear(x, weight, bias).view(batch, height, width, 2, 2, -1)
-        return y.transpose(2, 3).reshape(batch, 2 * height, 2 * width, -1)
+        return to_children(F.linear(x, *self.packed()))
+
+
+class FrameUpsample(nn.Module):
+    """The upsampling of tokens that carry one frame: a matrix from a position's channels to its four children's."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.project = nn.Linear(inputs, 4 * outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, H, W, I -> B, 2H, 2W, O."""
+        return to_children(self.project(x))

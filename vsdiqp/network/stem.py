@@ -17,6 +17,8 @@ GAIN = 0.25
 """Scale of the differences to the local mean, in units of the damage to expect: textures come near unit variance."""
 MEAN_SIZE = 5
 """Side of the local mean in cells: 10 pixels, a little more than the coding grid's step."""
+QUIET = 8
+"""Side in pixels of the blocks that are left alone where they and those around them are flat."""
 CELL_INPUTS = 9
 """Inputs a cell and frame: 4 luma and 2 chroma differences, 3 means."""
 CELL_OUTPUTS = 6
@@ -167,6 +169,21 @@ def pattern_channels(neighbours: int) -> int:
     """
     rest = -(CELL_INPUTS + beside_inputs(neighbours)) % 16
     return rest if rest >= 5 else rest + 16
+
+
+def liveliness(tile: Tensor) -> Tensor:
+    """B, 3, F, H, W -> the same shape: 0 where a plane's surroundings are perfectly flat, 1 from a code of 8 bits on.
+
+    Surroundings are a block of the coding grid and the eight blocks around it. A plane that is flat over so much was
+    drawn so: black bars, title cards, the fills of cartoons, the chroma of black and white film. Codecs keep it without
+    error, and one code too many would be seen. Sides are multiples of QUIET.
+    """
+    batch, colours, frames, height, width = tile.shape
+    rows = tile.reshape(1, batch * colours * frames, height // QUIET, QUIET, width)
+    extremes = torch.cat([rows.amax(3), -rows.amin(3)])
+    around = F.max_pool2d(F.max_pool2d(extremes, (1, QUIET)), 3, stride=1, padding=1)
+    share = (around.sum(0, keepdim=True) * 255).clamp(max=1)
+    return F.interpolate(share, scale_factor=float(QUIET), mode="nearest").view(tile.shape)
 
 
 class CellStem(nn.Module):
