@@ -15,7 +15,7 @@ import torch
 
 from vsdiqp.cli import main
 from vsdiqp.errors import DiqpError
-from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_config
+from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_config, save_checkpoint
 from vsdiqp.training.batches import Batch, Batches, predict, typical_error
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.loop import LOG, STATE, Average, Gains, Trainer, learning_rate, validate
@@ -26,6 +26,7 @@ from vsdiqp.training.teacher import CLASSES, FEATURES, Teacher
 
 LITE = load_settings("lite", {"pool": "none"}).network
 TINY = dataclasses.replace(LITE, embed_dim=8, widths=(8, 8, 16), depths=(0, 0, 1, 0, 0), heads=(1, 1, 2, 1, 1))
+JOINT = dataclasses.replace(TINY, joint=True)
 GUIDED = dataclasses.replace(TINY, look_around=(3, 5), look_ahead=(4, 3), frames_ahead=2)
 RELEASED = DiQPConfig(
     embed_dim=4, depths=(1, 2, 1), heads=(1, 2, 2), look_around=(3,), look_ahead=(4,), tile=64, frames_ahead=2,
@@ -232,10 +233,35 @@ def test_a_teacher_is_imitated_first(small_pool: Path, tmp_path: Path, monkeypat
     assert not asked, "a run resumed after the teacher's last step has no use for it"
 
 
+def test_a_network_can_be_the_teacher(small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another network with the same inputs is imitated, and comes nearer; one that sees other things is refused."""
+    torch.manual_seed(5)
+    teacher = DiQP(dataclasses.replace(TINY, joint=True))
+    with torch.no_grad():
+        teacher.head.project.weight.mul_(5)
+    save_checkpoint(teacher, tmp_path / "teacher.safetensors")
+    changes = {"teacher": str(tmp_path / "teacher.safetensors"), "teacher_steps": (150, 151), "steps": 150}
+    Trainer(tiny(small_pool, tmp_path / "a", learning_rate=5e-3, **changes)).run()
+    distances = [float(line.split()[-1]) for line in capsys.readouterr().err.splitlines() if "distance" in line]
+    assert len(distances) == 3 and distances[-1] < 0.7 * distances[0]
+    other = dataclasses.replace(TINY, neighbours=2)
+    with pytest.raises(DiqpError, match=r"neighbours 3.*2"):
+        Trainer(tiny(small_pool, tmp_path / "b", network=other, **changes)).run()
+
+
+@pytest.mark.parametrize("content", [None, b"no tensors"], ids=["missing", "damaged"])
+def test_what_is_no_teacher_is_refused(content: bytes | None, small_pool: Path, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "t.safetensors").write_bytes(content)
+    with pytest.raises(DiqpError, match=r"teacher.*--fit-teacher"):
+        Trainer(tiny(small_pool, tmp_path / "a", teacher=str(tmp_path / "t.safetensors"))).run()
+
+
 @pytest.mark.parametrize(
     ("network", "loss", "precision"),
     [
         (TINY, "charbonnier", "bf16"),
+        (JOINT, "relative", "bf16"),
         (GUIDED, "relative", "fp32"),
         (RELEASED, "charbonnier", "bf16"),
         (RELEASED, "relative", "fp32"),

@@ -27,7 +27,7 @@ from vsdiqp.training.pool import (
 from vsdiqp.training.settings import load_settings
 
 SMALL = PoolSettings(height=128, width=192, frames=5)
-ALONE = dataclasses.replace(load_settings("lite", {"pool": "none"}).network, neighbours=0)
+ALONE = dataclasses.replace(load_settings("lite", {"pool": "none"}).network, neighbours=0, joint=True)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,14 @@ def test_other_seeds_make_other_items(sources: Path, pool: Path, tmp_path: Path)
 def test_one_writer_at_a_time(sources: Path, tmp_path: Path) -> None:
     with PoolWriter(tmp_path).open(), pytest.raises(DiqpError, match="another process"):
         generate(sources, tmp_path, 1)
+
+
+def test_some_items_show_what_no_camera_took(sources: Path, tmp_path: Path) -> None:
+    generate(sources, tmp_path / "drawn", 3, settings=dataclasses.replace(SMALL, drawn=1.0))
+    generate(sources, tmp_path / "taken", 3, settings=dataclasses.replace(SMALL, drawn=0.0))
+    assert all(entry["sources"][0].startswith("drawn: ") for entry in read_index(tmp_path / "drawn"))
+    assert not any(name.startswith("drawn: ") for e in read_index(tmp_path / "taken") for name in e["sources"])
+    assert PoolDataset(tmp_path / "drawn").load_item(2).source.y.shape == (5, 128, 192)
 
 
 def test_training_takes_up_new_items(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--batch", type=int, help="samples a step and process")
     parser.add_argument("--minutes", type=float, help="stop, resumably, after this long")
     parser.add_argument("--initial", help="checkpoint whose weights to start from")
-    parser.add_argument("--teacher", help="closed-form filters to imitate first")
+    parser.add_argument("--teacher", help="what to imitate first: closed-form filters, or another network's checkpoint")
     parser.add_argument("--fit-teacher", metavar="FILE", help="fit such filters on the pool, write them, and stop")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.set_defaults(run=run)

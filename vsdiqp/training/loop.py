@@ -24,10 +24,10 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
 from vsdiqp.training.batches import Batches, collate, predict
 from vsdiqp.training.dataset import PoolDataset
-from vsdiqp.training.loss import imitation_loss, luma_gain, training_loss
+from vsdiqp.training.loss import distillation_loss, imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings
-from vsdiqp.training.teacher import Teacher
+from vsdiqp.training.teacher import Teacher, load_teacher
 
 STATE = "state.pt"
 LOG = "log.csv"
@@ -248,7 +248,9 @@ class Trainer:
         )
         # A resumed run draws other samples than the ones it has seen, and every process its own.
         seed = s.seed + 1000 * self.rank + self.step
-        teach = Teacher.load(s.teacher).residual if s.teacher and self.step < s.teacher_steps[1] else None
+        teacher = load_teacher(s.teacher) if s.teacher and self.step < s.teacher_steps[1] else None
+        elder = self._elder(teacher) if isinstance(teacher, DiQP) else None
+        teach = teacher.residual if isinstance(teacher, Teacher) else None
         source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach)
         batches = iter(source)
         started, before = time.monotonic(), self.seconds
@@ -264,10 +266,15 @@ class Trainer:
             with autocast(self.device, s.precision):
                 tile, restored = predict(self.model, s.network, batch)
             loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
-            if batch.taught is not None:
-                alone, end = s.teacher_steps
-                share = min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
-                imitation = imitation_loss(tile, restored.float(), batch)
+            alone, end = s.teacher_steps
+            share = min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
+            if batch.taught is not None or (elder is not None and share):
+                if elder is None:
+                    imitation = imitation_loss(tile, restored.float(), batch)
+                else:
+                    with torch.no_grad(), autocast(self.device, s.precision):
+                        _, taught = predict(elder, s.network, batch)
+                    imitation = distillation_loss(tile, restored.float(), taught.float(), batch, s.chroma_weight)
                 imitated, loss = imitated + imitation.item(), share * imitation + (1 - 0.95 * share) * loss
                 if self.step >= end:
                     source.teach = None
@@ -298,6 +305,17 @@ class Trainer:
                 self.save()
         self.save()
         return self.out / "last.safetensors"
+
+    def _elder(self, teacher: DiQP) -> DiQP:
+        """A network to imitate, ready. It must see what the trained one sees."""
+        own, its = self.settings.network, teacher.config
+        for name in ("colour", "neighbours", "codecs", "uses_around", "uses_ahead", "stem_scale"):
+            if getattr(own, name) != getattr(its, name):
+                raise DiqpError(
+                    f"the teacher {self.settings.teacher} has {name} {getattr(its, name)!r}, the network to train "
+                    f"{getattr(own, name)!r}: a teacher must see what its pupil sees"
+                )
+        return teacher.to(self.device).requires_grad_(False)
 
     def _out_of_time(self, started: float) -> bool:
         """Whether ``minutes`` are over. The first process decides, or the others would wait for it in the next step."""

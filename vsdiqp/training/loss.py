@@ -53,6 +53,16 @@ def imitation_loss(tile: Tensor, restored: Tensor, batch: Batch) -> Tensor:
     return 10 * ((residual - batch.taught).square().mean((1, 2)) / batch.typical).mean()
 
 
+def distillation_loss(tile: Tensor, restored: Tensor, taught: Tensor, batch: Batch, chroma: float) -> Tensor:
+    """Squared distance to what another network makes of the same tiles, in units of the damage to expect, weighed as
+    `imitation_loss`. Samples that the other network harms don't count. ``chroma``: weight of each plane beside luma.
+    """
+    after = (batch.luma + (taught - tile)[:, 0] - batch.luma_true).square().mean((1, 2, 3))
+    helped = after <= (batch.luma - batch.luma_true).square().mean((1, 2, 3))
+    distance = (restored - taught).square().mean((2, 3, 4)) * (helped / batch.typical)[:, None]
+    return 10 * (distance[:, 0] + chroma * distance[:, 1:].sum(1)).mean()
+
+
 def luma_gain(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig, codes: int = 0) -> Tensor:
     """Y-PSNR gain in dB of every sample and frame: B, 3. ``codes``: code values in 0..1 to round to, if any."""
     if config.colour == "ycbcr":

@@ -49,6 +49,8 @@ class PoolSettings:
     codecs: tuple[str, ...] = ("hevc", "av1")
     ten_bit: float = 0.1
     """Share of 10-bit items."""
+    drawn: float = 0.06
+    """Share of items that show what no camera took (`vsdiqp.training.drawn`)."""
 
     def __post_init__(self) -> None:
         """Refuse what can't be."""
@@ -107,12 +109,18 @@ def make_item(
     index: int, seed: int, sources: list[Source], library: Library, settings: PoolSettings | None = None
 ) -> Item:
     """Render, encode and describe item ``index``; nothing but the arguments decides what it is."""
-    from vsdiqp.training.camera import render, to_yuv420
+    from vsdiqp.training.camera import Shot, render, to_yuv420
+    from vsdiqp.training.drawn import draw
 
     settings = settings or PoolSettings()
     rng = np.random.default_rng([seed, index])
     length = settings.frames + 8 * int(rng.choice(4, p=(0.15, 0.45, 0.2, 0.2)))
-    shot = render(sources, library, (settings.height, settings.width), length, rng)
+    size = (settings.height, settings.width)
+    if rng.random() < settings.drawn:
+        picture, kind = draw(size, length, rng)
+        shot = Shot(picture, sources=[f"drawn: {kind}"])
+    else:
+        shot = render(sources, library, size, length, rng)
     matrix = 1 if rng.random() < 0.75 else 6
     bits = 10 if rng.random() < settings.ten_bit else 8
     clip = to_yuv420(shot.rgb, matrix, bits)

@@ -46,7 +46,8 @@ class TrainSettings:
     chroma_weight: float = 0.1
     """Weight of each chroma plane beside luma; for colour "ycbcr" only."""
     teacher: str = ""
-    """File of closed-form filters (``vsdiqp train --fit-teacher``) to imitate first; empty starts with the truth."""
+    """What to imitate first: a file of closed-form filters (``vsdiqp train --fit-teacher``), or the checkpoint of a
+    network with the same inputs; empty starts with the truth."""
     teacher_steps: tuple[int, int] = (1000, 2000)
     """Imitate alone up to the first step, then fade to the truth until the second."""
     precision: str = "bf16"

@@ -17,9 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vsdiqp.errors import DiqpError
+from vsdiqp.network import DiQP, load_checkpoint
 from vsdiqp.training.batches import normalised, typical_error
 from vsdiqp.training.dataset import PoolDataset
 
@@ -100,6 +103,20 @@ class Teacher:
     def load(cls, path: Path | str) -> "Teacher":
         """Read what `save` wrote."""
         return cls(load_file(str(path)))
+
+
+def load_teacher(path: Path | str) -> "Teacher | DiQP":
+    """Filters as `Teacher.save` writes them, or a network's checkpoint. Raises DiqpError where it is neither."""
+    if not Path(path).is_file():
+        raise DiqpError(f"no teacher {str(path)!r}: give a file that --fit-teacher wrote, or a network's checkpoint")
+    try:
+        with safe_open(path, "pt") as file:
+            filters = set(file.keys()) <= set(CENTRES)
+    except SafetensorError as error:
+        raise DiqpError(
+            f"{path} is no teacher ({error}): give a file that --fit-teacher wrote, or a checkpoint"
+        ) from None
+    return Teacher.load(path) if filters else load_checkpoint(path)
 
 
 def fit(dataset: PoolDataset, limit: int, seed: int = 0, ridge: float = 3e-3) -> Teacher:
