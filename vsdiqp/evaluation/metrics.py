@@ -87,11 +87,16 @@ def border_flicker(changes: Sequence[float | None], group: int = 3) -> tuple[flo
     """How much the residual changes from frame to frame: (mean across group borders, mean within groups).
 
     ``changes[n]`` is `FrameScores.change` of frame n. A border lies before every frame whose index is a multiple of
-    `group`. A restorer whose groups cannot be seen has about equal means. 0 where there is nothing to average.
+    `group`. A restorer whose groups cannot be seen has about equal means. Both 0 where a clip is too short to compare.
+
+    Frames less than a group from either end of the clip are left out. They have fewer neighbours, so residuals change
+    less there, and the ends lie within groups: any filter's borders, even those of one that works frame by frame, would
+    look worse than the rest.
     """
-    across = [c for n, c in enumerate(changes) if c is not None and n % group == 0]
-    within = [c for n, c in enumerate(changes) if c is not None and n % group != 0]
-    return (float(np.mean(across)) if across else 0.0), (float(np.mean(within)) if within else 0.0)
+    inner = [(n, c) for n, c in enumerate(changes) if c is not None and group < n < len(changes) - group]
+    across = [c for n, c in inner if n % group == 0]
+    within = [c for n, c in inner if n % group != 0]
+    return (float(np.mean(across)), float(np.mean(within))) if across and within else (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
