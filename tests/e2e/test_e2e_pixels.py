@@ -46,6 +46,13 @@ def test_a_range_is_that_part_of_the_whole(first, last, whole, vspipe, script):
     assert part == whole[first : last + 1]
 
 
+@pytest.mark.parametrize("skipped", [1, 2])
+def test_where_groups_begin_changes_no_pixel(skipped, whole, vspipe, script):
+    """A frame that has its three neighbours on each side becomes the same in whichever group of three it lies."""
+    later = frames_of(vspipe(script(f"clip = clip[{skipped}:]\n{RESTORE}"), "-"))
+    assert later[3:] == whole[skipped + 3 :]
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_threads_change_no_pixel(threads, whole, vspipe, script):
     path = script(f"core.num_threads = {threads}\n{RESTORE}")
