@@ -16,7 +16,7 @@ from vsdiqp.training.loss import charbonnier, imitation_loss, luma_gain, planes_
 from vsdiqp.training.settings import load_settings
 
 LITE = load_settings("lite", {"pool": "none"}).network
-PIXELS = dataclasses.replace(LITE, stem_scale=1, stem_blocks=0, head_blocks=0, neighbours=0)
+PIXELS = dataclasses.replace(LITE, stem_scale=1, stem_blocks=0, head_blocks=0, neighbours=0, joint=True)
 RGB = DiQPConfig()
 HEIGHT, WIDTH = 48, 64
 FLOAT = ClipFormat("YUV", "float", 32, 1, 1, WIDTH, HEIGHT, 3)

@@ -1,6 +1,7 @@
 """Studies: what they measure, and that they write it."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,13 +54,13 @@ def test_look_ahead_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_shapes_command(small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two sizes of a tiny network; a study that is started again has nothing left to train."""
     text = (CONFIGS / "lite.toml").read_text()
-    text = text.replace("depths = [0, 1, 2, 0, 0]", "depths = [0, 0, 1, 0, 0]").replace(
-        "embed_dim = 32", "embed_dim = 8"
-    )
+    changes = {"embed_dim": "8", "depths": "[0, 0, 1, 0, 0]", "heads": "[1, 1, 2, 1, 1]"}
     for name, widths in (("thin", "[8, 8, 12]"), ("wide", "[8, 8, 24]")):
-        (tmp_path / f"{name}.toml").write_text(
-            text.replace("[32, 32, 48]", widths).replace("[2, 2, 3, 2, 2]", "[1, 1, 3, 1, 1]")
-        )
+        own = text
+        for key, value in {**changes, "widths": widths}.items():
+            own, found = re.subn(f"^{key} = .*$", f"{key} = {value}", own, flags=re.MULTILINE)
+            assert found == 1
+        (tmp_path / f"{name}.toml").write_text(own)
     arguments = ["study", "shapes", str(tmp_path / "wide.toml"), str(tmp_path / "thin.toml"), "--steps", "2"]
     arguments += [
         "--pool",
