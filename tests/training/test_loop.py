@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,13 @@ def test_a_run_writes_a_checkpoint(small_pool: Path, tmp_path: Path) -> None:
     network = load_checkpoint(path)
     assert path.name == "last.safetensors" and network.config == TINY and not network.training
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.safetensors", STATE]
+
+
+def test_nothing_is_at_work_after_a_run(small_pool: Path, tmp_path: Path) -> None:
+    """A thread that still makes batches while the interpreter ends brings the process down after all is done."""
+    before = set(threading.enumerate())
+    Trainer(tiny(small_pool, tmp_path)).run()
+    assert not {thread for thread in threading.enumerate() if thread.is_alive()} - before
 
 
 def test_a_killed_run_goes_on_at_the_step_after(

@@ -3,7 +3,7 @@
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,8 +172,8 @@ class Batches:
             batch.taught, batch.taught_frame = torch.stack(taught), torch.from_numpy(frames)
         return batch
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches, two made ahead."""
+    def __iter__(self) -> Generator[Batch]:
+        """Batches, two made ahead. Close it when done: the thread that makes them must not outlive the interpreter."""
         ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=2)
         stop = threading.Event()
 
@@ -189,12 +189,13 @@ class Batches:
                 made += 1
                 while not stop.is_set():
                     try:
-                        ready.put(item, timeout=1)
+                        ready.put(item, timeout=0.1)
                         break
                     except queue.Full:
                         continue
 
-        threading.Thread(target=work, daemon=True).start()
+        maker = threading.Thread(target=work, daemon=True)
+        maker.start()
         try:
             while True:
                 got = ready.get()
@@ -203,6 +204,7 @@ class Batches:
                 yield got
         finally:
             stop.set()
+            maker.join()
 
 
 def typical_error(qp: float, codec: str) -> float:

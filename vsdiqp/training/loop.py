@@ -256,53 +256,54 @@ class Trainer:
         started, before = time.monotonic(), self.seconds
         gains, loss_sum, imitated, since = Gains(), 0.0, 0.0, 0
         self.network.train()
-        while self.step < s.steps:
-            batch = next(batches).to(self.device)
-            rate = learning_rate(self.step, s)
-            for optimiser in self.optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = rate * group.get("scale", 1.0)
-                optimiser.zero_grad(set_to_none=True)
-            with autocast(self.device, s.precision):
-                tile, restored = predict(self.model, s.network, batch)
-            loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
-            alone, end = s.teacher_steps
-            share = min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
-            if batch.taught is not None or (elder is not None and share):
-                if elder is None:
-                    imitation = imitation_loss(tile, restored.float(), batch)
-                else:
-                    with torch.no_grad(), autocast(self.device, s.precision):
-                        _, taught = predict(elder, s.network, batch)
-                    imitation = distillation_loss(tile, restored.float(), taught.float(), batch, s.chroma_weight)
-                imitated, loss = imitated + imitation.item(), share * imitation + (1 - 0.95 * share) * loss
-                if self.step >= end:
-                    source.teach = None
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if s.clip_norm:
+        with contextlib.closing(batches):
+            while self.step < s.steps:
+                batch = next(batches).to(self.device)
+                rate = learning_rate(self.step, s)
                 for optimiser in self.optimisers:
-                    self.scaler.unscale_(optimiser)
-                nn.utils.clip_grad_norm_(self.network.parameters(), s.clip_norm)
-            for optimiser in self.optimisers:
-                self.scaler.step(optimiser)
-            self.scaler.update()
-            self.step += 1
-            self.seconds = before + time.monotonic() - started
-            self.average.update(self.network, self.step)
-            with torch.no_grad():
-                gains.add(luma_gain(tile, restored.float(), batch, s.network), batch.qp, batch.codec)
-            loss_sum, since = loss_sum + loss.item(), since + 1
-            if self.step % 50 == 0:
-                if imitated:
-                    self.say(f"distance to the teacher {imitated / since:.4f}")
-                self._report(loss_sum / since, rate, gains, len(dataset), time.monotonic() - started)
-                loss_sum, imitated, since = 0.0, 0.0, 0
-            if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
-                self._validate(validation)
-            if self._out_of_time(started):
-                break
-            if self.step % s.save_every == 0:
-                self.save()
+                    for group in optimiser.param_groups:
+                        group["lr"] = rate * group.get("scale", 1.0)
+                    optimiser.zero_grad(set_to_none=True)
+                with autocast(self.device, s.precision):
+                    tile, restored = predict(self.model, s.network, batch)
+                loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
+                alone, end = s.teacher_steps
+                share = min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
+                if batch.taught is not None or (elder is not None and share):
+                    if elder is None:
+                        imitation = imitation_loss(tile, restored.float(), batch)
+                    else:
+                        with torch.no_grad(), autocast(self.device, s.precision):
+                            _, taught = predict(elder, s.network, batch)
+                        imitation = distillation_loss(tile, restored.float(), taught.float(), batch, s.chroma_weight)
+                    imitated, loss = imitated + imitation.item(), share * imitation + (1 - 0.95 * share) * loss
+                    if self.step >= end:
+                        source.teach = None
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                if s.clip_norm:
+                    for optimiser in self.optimisers:
+                        self.scaler.unscale_(optimiser)
+                    nn.utils.clip_grad_norm_(self.network.parameters(), s.clip_norm)
+                for optimiser in self.optimisers:
+                    self.scaler.step(optimiser)
+                self.scaler.update()
+                self.step += 1
+                self.seconds = before + time.monotonic() - started
+                self.average.update(self.network, self.step)
+                with torch.no_grad():
+                    gains.add(luma_gain(tile, restored.float(), batch, s.network), batch.qp, batch.codec)
+                loss_sum, since = loss_sum + loss.item(), since + 1
+                if self.step % 50 == 0:
+                    if imitated:
+                        self.say(f"distance to the teacher {imitated / since:.4f}")
+                    self._report(loss_sum / since, rate, gains, len(dataset), time.monotonic() - started)
+                    loss_sum, imitated, since = 0.0, 0.0, 0
+                if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
+                    self._validate(validation)
+                if self._out_of_time(started):
+                    break
+                if self.step % s.save_every == 0:
+                    self.save()
         self.save()
         return self.out / "last.safetensors"
 
