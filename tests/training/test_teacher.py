@@ -1,5 +1,6 @@
 """The closed-form teacher: finds a linear filter where there is one, and survives its file."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from material import moving_clip
 from torch import Tensor
 
+from vsdiqp.errors import DiqpError
+from vsdiqp.network import DiQP, read_config
 from vsdiqp.training import teacher
 from vsdiqp.training.dataset import DecodedItem, DecodedStream, PoolDataset
 from vsdiqp.training.degrade import Clip
@@ -109,3 +112,10 @@ def test_fitting_on_a_pool(small_pool: Path) -> None:
     assert {codec: filters.shape[1:] for codec, filters in fitted.filters.items()} == dict.fromkeys(
         ("hevc", "av1"), (teacher.CLASSES, teacher.FEATURES)
     )
+
+
+def test_a_shipped_network_is_a_teacher_by_name() -> None:
+    lite = read_config("lite")
+    assert isinstance(teacher.load_teacher("lite", lite), DiQP)
+    with pytest.raises(DiqpError, match=r"neighbours 3.*0"):
+        teacher.load_teacher("lite", dataclasses.replace(lite, neighbours=0, joint=True))

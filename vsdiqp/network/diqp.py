@@ -49,7 +49,7 @@ class DiQP(nn.Module):
     def __init__(self, config: DiQPConfig):
         super().__init__()
         self.config = config
-        frames = self.frames = config.token_frames
+        frames = config.token_frames
         levels, widths = config.levels, [config.width(i) for i in range(config.levels + 1)]
         grid = config.tile // config.stem_scale
 

@@ -26,7 +26,6 @@ def draw(size: Size, frames: int, rng: np.random.Generator) -> tuple[Tensor, str
     clip = KINDS[name](size, frames, rng)
     if rng.random() < 0.25:
         bar = int(rng.integers(8, size[0] // 4))
-        clip = clip.clone()
         clip[:, :, :bar] = clip[:, :, -bar:] = 0
     return clip, name
 

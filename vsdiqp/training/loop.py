@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
-from vsdiqp.training.batches import Batches, collate, predict
+from vsdiqp.training.batches import Batch, Batches, collate, predict
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.loss import distillation_loss, imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
@@ -248,8 +248,8 @@ class Trainer:
         )
         # A resumed run draws other samples than the ones it has seen, and every process its own.
         seed = s.seed + 1000 * self.rank + self.step
-        teacher = load_teacher(s.teacher) if s.teacher and self.step < s.teacher_steps[1] else None
-        elder = self._elder(teacher) if isinstance(teacher, DiQP) else None
+        teacher = load_teacher(s.teacher, s.network) if s.teacher and self.step < s.teacher_steps[1] else None
+        teaching = teacher.to(self.device).requires_grad_(False) if isinstance(teacher, DiQP) else None
         teach = teacher.residual if isinstance(teacher, Teacher) else None
         source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach)
         batches = iter(source)
@@ -267,17 +267,11 @@ class Trainer:
                 with autocast(self.device, s.precision):
                     tile, restored = predict(self.model, s.network, batch)
                 loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
-                alone, end = s.teacher_steps
-                share = min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
-                if batch.taught is not None or (elder is not None and share):
-                    if elder is None:
-                        imitation = imitation_loss(tile, restored.float(), batch)
-                    else:
-                        with torch.no_grad(), autocast(self.device, s.precision):
-                            _, taught = predict(elder, s.network, batch)
-                        imitation = distillation_loss(tile, restored.float(), taught.float(), batch, s.chroma_weight)
+                imitation = self._imitation(teaching, tile, restored.float(), batch)
+                if imitation is not None:
+                    share = self._share()
                     imitated, loss = imitated + imitation.item(), share * imitation + (1 - 0.95 * share) * loss
-                    if self.step >= end:
+                    if not share:
                         source.teach = None
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if s.clip_norm:
@@ -307,16 +301,18 @@ class Trainer:
         self.save()
         return self.out / "last.safetensors"
 
-    def _elder(self, teacher: DiQP) -> DiQP:
-        """A network to imitate, ready. It must see what the trained one sees."""
-        own, its = self.settings.network, teacher.config
-        for name in ("colour", "neighbours", "codecs", "uses_around", "uses_ahead", "stem_scale"):
-            if getattr(own, name) != getattr(its, name):
-                raise DiqpError(
-                    f"the teacher {self.settings.teacher} has {name} {getattr(its, name)!r}, the network to train "
-                    f"{getattr(own, name)!r}: a teacher must see what its pupil sees"
-                )
-        return teacher.to(self.device).requires_grad_(False)
+    def _imitation(self, network: DiQP | None, tile: Tensor, restored: Tensor, batch: Batch) -> Tensor | None:
+        """Distance to the teacher: a ``network``, or the filters whose answer the batch holds. None: no lesson."""
+        if network is not None and self._share():
+            with torch.no_grad(), autocast(self.device, self.settings.precision):
+                _, taught = predict(network, self.settings.network, batch)
+            return distillation_loss(tile, restored, taught.float(), batch, self.settings.chroma_weight)
+        return None if batch.taught is None else imitation_loss(tile, restored, batch)
+
+    def _share(self) -> float:
+        """The teacher's share of this step's loss: 1 at first, then falling to 0."""
+        alone, end = self.settings.teacher_steps
+        return min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
 
     def _out_of_time(self, started: float) -> bool:
         """Whether ``minutes`` are over. The first process decides, or the others would wait for it in the next step."""

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vsdiqp.errors import DiqpError
-from vsdiqp.network import DiQP, load_checkpoint
+from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint
+from vsdiqp.network.checkpoint import resolve
 from vsdiqp.training.batches import normalised, typical_error
 from vsdiqp.training.dataset import PoolDataset
 
@@ -105,18 +106,28 @@ class Teacher:
         return cls(load_file(str(path)))
 
 
-def load_teacher(path: Path | str) -> "Teacher | DiQP":
-    """Filters as `Teacher.save` writes them, or a network's checkpoint. Raises DiqpError where it is neither."""
-    if not Path(path).is_file():
-        raise DiqpError(f"no teacher {str(path)!r}: give a file that --fit-teacher wrote, or a network's checkpoint")
+def load_teacher(path: Path | str, pupil: DiQPConfig) -> "Teacher | DiQP":
+    """Filters as `Teacher.save` writes them, or a network: a shipped one's name, or a checkpoint.
+
+    Raises DiqpError where it is neither, and for a network that sees other things than the ``pupil`` does.
+    """
     try:
-        with safe_open(path, "pt") as file:
-            filters = set(file.keys()) <= set(CENTRES)
-    except SafetensorError as error:
-        raise DiqpError(
-            f"{path} is no teacher ({error}): give a file that --fit-teacher wrote, or a checkpoint"
-        ) from None
-    return Teacher.load(path) if filters else load_checkpoint(path)
+        file = resolve(path)
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                if set(tensors.keys()) <= set(CENTRES):
+                    return Teacher.load(file)
+    except (DiqpError, SafetensorError) as error:
+        raise DiqpError(f"{path} is no teacher ({error}); a file that --fit-teacher wrote is one, too") from None
+    network = load_checkpoint(file)
+    for name in ("colour", "neighbours", "codecs", "uses_around", "uses_ahead", "stem_scale"):
+        its, own = getattr(network.config, name), getattr(pupil, name)
+        if its != own:
+            raise DiqpError(
+                f"the teacher {path} has {name} {its!r}, the network to train {own!r}: a teacher must see what its "
+                f"pupil sees"
+            )
+    return network
 
 
 def fit(dataset: PoolDataset, limit: int, seed: int = 0, ridge: float = 3e-3) -> Teacher:
