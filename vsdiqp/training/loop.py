@@ -24,6 +24,7 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
 from vsdiqp.training.batches import Batch, Batches, collate, predict
 from vsdiqp.training.dataset import PoolDataset
+from vsdiqp.training.growth import grow
 from vsdiqp.training.loss import distillation_loss, imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings
@@ -172,9 +173,18 @@ class Trainer:
         self._resume()
 
     def _start_from(self, path: str) -> None:
-        state = load_checkpoint(path).state_dict()
-        own = self.network.state_dict()
+        start = load_checkpoint(path)
+        state, own = start.state_dict(), self.network.state_dict()
         fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+        if len(fitting) < len(own):
+            try:
+                grown = grow(start, self.settings.network, self.settings.seed)
+            except DiqpError as error:
+                self.say(f"not grown: {error}")
+            else:
+                self.network.load_state_dict(grown.state_dict())
+                self.say(f"grown from {path}")
+                return
         self.network.load_state_dict(fitting, strict=False)
         self.say(f"started from {path}: {len(fitting)} of {len(own)} tensors")
 
