@@ -17,8 +17,11 @@ from setuptools.command.build_ext import build_ext
 
 PLUGIN = "vapoursynth.plugins.diqp.libdiqp"
 SOURCES = Path("vsdiqp/plugin")
-MOTION = "vsdiqp.alignment.libmotion"
-MOTION_SOURCES = Path("vsdiqp/alignment")
+LIBRARIES = {
+    "vsdiqp.alignment.libmotion": ("vsdiqp/alignment/library.cpp", ["vsdiqp/alignment/motion.cuh"]),
+    "vsdiqp.network.libcells": ("vsdiqp/network/cells.cpp", []),
+}
+"""What Python opens itself (`vsdiqp.library`), beside its modules: source and headers."""
 DEVELOPMENT = Path("build/plugin")
 
 
@@ -70,7 +73,8 @@ class BuildPlugin(build_ext):
         DEVELOPMENT.mkdir(parents=True, exist_ok=True)
         for ext in self.extensions:
             built = Path(self.build_lib, self.get_ext_filename(ext.name))
-            self.copy_file(str(built), str(DEVELOPMENT if ext.name == PLUGIN else MOTION_SOURCES), level=0)
+            beside = DEVELOPMENT if ext.name == PLUGIN else Path(ext.sources[0]).parent
+            self.copy_file(str(built), str(beside), level=0)
 
     @staticmethod
     def _manifest(library: Path) -> Path:
@@ -125,12 +129,16 @@ setup(
             extra_link_args=["-Wl,-z,nodelete", "-Wl,-z,defs"],
             language="c++",
         ),
-        Extension(
-            MOTION,
-            sources=[str(MOTION_SOURCES / "library.cpp")],
-            depends=[str(MOTION_SOURCES / "motion.cuh")],
-            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"],
-            language="c++",
+        *(
+            Extension(
+                name,
+                sources=[source],
+                depends=headers,
+                extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"],
+                extra_link_args=["-pthread"],
+                language="c++",
+            )
+            for name, (source, headers) in LIBRARIES.items()
         ),
     ],
 )

@@ -5,24 +5,18 @@ share. Nothing here knows networks or clips.
 """
 
 import ctypes
-import sys
-from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsdiqp.errors import DiqpError
+from vsdiqp.library import open_library
 
 BLOCK: Final = 8
 """Side of a block that has one vector; motion.cuh's BLOCK."""
 MARGIN: Final = 76
 """Samples around a region that compensating it may read: motion.cuh's REACH, its taps, and a sample for quarters."""
-
-LIBRARY: Final = "libmotion.so"
-"""The compiled part."""
 
 Vectors = NDArray[np.int16]
 """(rows of blocks, blocks, 2): x and y in quarters of a sample, from a block to its place in the other frame."""
@@ -106,32 +100,19 @@ def _at(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _find(name: str) -> Path | None:
-    """Beside this file; else, where Python runs from a source tree that was installed, in the installed package."""
-    places = [Path(__file__).with_name(name), *(Path(entry, "vsdiqp", "alignment", name) for entry in sys.path)]
-    return next((place for place in places if place.is_file()), None)
-
-
 @cache
 def _library() -> ctypes.CDLL:
-    path = _find(LIBRARY)
-    if path is None:
-        raise DiqpError(
-            f"{LIBRARY}, which finds motion, is missing: install the package again with pip install vsdiqp, or, in the "
-            "source tree, run scripts/build_plugin"
-        )
-    library = ctypes.CDLL(str(path))
     pointer, whole, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
-    signatures: dict[str, tuple[Callable[..., Any] | None, list[Any]]] = {
-        "diqp_motion_bytes": (long, [whole, whole]),
-        "diqp_motion_prepare": (None, [pointer, long, whole, whole, pointer]),
-        "diqp_motion_search": (None, [pointer, pointer, *[whole] * 6, pointer]),
-        "diqp_motion_compensate": (
-            None,
-            [pointer, long, *[whole] * 4, pointer, whole, whole, pointer, long, *[whole] * 4],
-        ),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    return open_library(
+        "alignment",
+        "libmotion.so",
+        {
+            "diqp_motion_bytes": (long, [whole, whole]),
+            "diqp_motion_prepare": (None, [pointer, long, whole, whole, pointer]),
+            "diqp_motion_search": (None, [pointer, pointer, *[whole] * 6, pointer]),
+            "diqp_motion_compensate": (
+                None,
+                [pointer, long, *[whole] * 4, pointer, whole, whole, pointer, long, *[whole] * 4],
+            ),
+        },
+    )

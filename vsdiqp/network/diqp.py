@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsdiqp.errors import DiqpError
+from vsdiqp.network import cells
 from vsdiqp.network.config import FRAMES, DiQPConfig
 from vsdiqp.network.guides import GuideChain
 from vsdiqp.network.lewin import Stage, WindowAttention
@@ -20,7 +21,6 @@ from vsdiqp.network.stem import (
     CellStem,
     PixelHead,
     PixelStem,
-    liveliness,
     pattern_channels,
     seen_beside,
     to_frames,
@@ -249,15 +249,21 @@ class DiQP(nn.Module):
         dtype = self.body_dtype
         pattern = self.lost(location).to(dtype)
         code = damage = others = None
+        compiled: Tensor | None = None
         if isinstance(self.stem, CellStem):
             assert isinstance(self.lost, ContinuousLocation)
             code, damage = self.lost.code(location).to(dtype), self.lost.damage(location).float()
-            height, width = tile.shape[-2] // 2, tile.shape[-1] // 2
-            place = tile_pattern(pattern, height, width).permute(0, 3, 1, 2)
             if self.config.neighbours:
                 assert beside is not None
-                others = seen_beside(tile, beside, damage)
-            features = self.stem(tile, code, place, damage, others)
+                if cells.usable(tile, dtype):
+                    compiled = beside
+                else:
+                    others = seen_beside(tile, beside, damage)
+            if compiled is None:
+                inputs = self.stem.inputs(tile, pattern, damage, others)
+            else:
+                inputs = cells.stem_inputs(tile, compiled, pattern, damage)
+            features = self.stem(inputs, code)
             x = to_tokens(features, self.frame_major) if self.config.joint else features.permute(0, 2, 3, 1)
             pattern = self._each_frame(pattern)
         else:
@@ -284,7 +290,10 @@ class DiQP(nn.Module):
         if isinstance(self.head, CellHead):
             assert code is not None and damage is not None
             features = to_frames(x, self.frame_major) if self.config.joint else x.permute(0, 3, 1, 2)
-            return self.head(features, code, damage, others) * liveliness(tile)
+            answer = self.head(features, code)
+            if compiled is None:
+                return self.head.residual(answer, tile, damage, others)
+            return cells.residual(answer, tile, compiled, damage)
         return self.head(x).float()
 
     def _each_frame(self, shared: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsdiqp.network.config import FRAMES
+from vsdiqp.network.lost import tile_pattern
 from vsdiqp.network.packing import PackedConv
 
 GAIN = 0.25
@@ -75,9 +76,23 @@ class FrameBlock(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """x: B * 3, C, h, w (frames of an item contiguous); code: B, K. Returns x's shape."""
-        scale, shift = self.modulate(code).repeat_interleave(FRAMES, 0)[..., None, None].to(x.dtype).chunk(2, 1)
-        y = torch.addcmul(shift, self.conv1(x), 1 + scale).relu_()
+        modulation = self.modulate(code)
+        if code.shape[0] == 1 and eager_on_cpu(x):
+            # One item's modulation goes into the weights: a pass less over the features.
+            scale, shift = modulation[0].chunk(2)
+            weight = self.conv1.weight * (1 + scale)[:, None, None, None]
+            assert self.conv1.bias is not None
+            y = F.conv2d(x, weight, torch.addcmul(shift, self.conv1.bias, 1 + scale), padding=1).relu_()
+        else:
+            scale, shift = modulation.repeat_interleave(FRAMES, 0)[..., None, None].to(x.dtype).chunk(2, 1)
+            y = torch.addcmul(shift, self.conv1(x), 1 + scale).relu_()
         return self.conv2(y).add_(x)
+
+
+def eager_on_cpu(x: Tensor) -> bool:
+    """Whether what is made of x is computed on the CPU here and now: no gradients are wanted, nothing is traced."""
+    here = type(x) is Tensor and x.device.type == "cpu"
+    return here and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def to_frames(x: Tensor, frame_major: bool = False) -> Tensor:
@@ -187,7 +202,7 @@ def liveliness(tile: Tensor) -> Tensor:
 
 
 class CellStem(nn.Module):
-    """Cells of 2x2 pixels of three frames -> features a frame."""
+    """Cells of 2x2 pixels of three frames -> features a frame: `inputs`, then `forward`."""
 
     def __init__(self, channels: int, blocks: int, code: int, neighbours: int = 0):
         super().__init__()
@@ -196,23 +211,28 @@ class CellStem(nn.Module):
         self.project = nn.Conv2d(inputs, channels, 3, padding=1)
         self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
 
-    def forward(self, tile: Tensor, code: Tensor, pattern: Tensor, damage: Tensor, others: Tensor | None) -> Tensor:
-        """tile: B, 3, 3, H, W; pattern: B, K, H / 2, W / 2; damage: B. Returns features B * 3, C, H / 2, W / 2.
+    def inputs(self, tile: Tensor, pattern: Tensor, damage: Tensor, others: Tensor | None) -> Tensor:
+        """What the first convolution reads: B * 3, C, H / 2, W / 2 in the pattern's precision.
 
-        others: `seen_beside`, only with neighbours.
+        tile: B, 3, 3, H, W; pattern: B, 4, 4, K; damage: B; others: `seen_beside`, only with neighbours.
         """
         cells = cell_inputs(tile, damage)
         others = seen_from(cells) if others is None else stem_view(others, self.neighbours)
-        place = pattern.repeat_interleave(FRAMES, 0)
+        place = tile_pattern(pattern, tile.shape[-2] // 2, tile.shape[-1] // 2).permute(0, 3, 1, 2)
+        place = place.repeat_interleave(FRAMES, 0)
         x = torch.cat([cells.to(pattern.dtype), others.to(pattern.dtype), place], 1)
-        features = F.relu(self.project(x.contiguous(memory_format=torch.channels_last)))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        """`inputs` and B, K -> features B * 3, C, H / 2, W / 2."""
+        features = F.relu(self.project(x))
         for block in self.blocks:
             features = block(features, code)
         return features
 
 
 class CellHead(nn.Module):
-    """Features a frame -> the residual of 2x2 luma samples and their chroma.
+    """Features a frame -> the residual of 2x2 luma samples and their chroma: `forward`, then `residual`.
 
     Beside residuals of its own it predicts a weight for every neighbour and each of CLIPS, cell by cell, and adds the
     neighbours' clipped differences so weighted: averaging over time, exact to the sample, where it can be trusted. The
@@ -227,11 +247,15 @@ class CellHead(nn.Module):
         with torch.no_grad():  # a fresh network predicts next to nothing: it starts at its input, not at noise
             self.project.weight.mul_(0.1)
 
-    def forward(self, features: Tensor, code: Tensor, damage: Tensor, others: Tensor | None = None) -> Tensor:
-        """B * 3, C, h, w and B RMS errors -> residual B, 3, 3, 2h, 2w (fp32). others: `seen_beside`."""
+    def forward(self, features: Tensor, code: Tensor) -> Tensor:
+        """B * 3, C, h, w and B, K -> what `residual` reads: B * 3, `head_channels`, h, w."""
         for block in self.blocks:
             features = block(features, code)
-        y = self.project(features)
+        y: Tensor = self.project(features)
+        return y
+
+    def residual(self, y: Tensor, tile: Tensor, damage: Tensor, others: Tensor | None = None) -> Tensor:
+        """`forward`'s result, tiles and B RMS errors -> residual B, 3, 3, H, W (fp32). others: `seen_beside`."""
         change = y[:, :4].float()
         if others is not None:
             change = change + self._average(y[:, CELL_OUTPUTS:], others)
@@ -239,7 +263,7 @@ class CellHead(nn.Module):
         luma = F.pixel_shuffle(change * unit, 2)
         chroma = F.interpolate(y[:, 4:CELL_OUTPUTS].float() * unit, scale_factor=2.0, mode="nearest")
         residual = torch.cat([luma, chroma], 1)
-        return torch.unflatten(residual, 0, (-1, FRAMES)).transpose(1, 2)
+        return torch.unflatten(residual, 0, (-1, FRAMES)).transpose(1, 2) * liveliness(tile)
 
     def _average(self, weights: Tensor, others: Tensor) -> Tensor:
         """N, 4, h, w: the neighbours' differences, clipped and weighted, in units of damage."""
