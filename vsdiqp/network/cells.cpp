@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -38,15 +39,20 @@ namespace {
 constexpr int FRAMES = 3, COLOURS = 3, SAMPLES = 4, PLAIN = 9, SIDE = 4;
 constexpr int OUTPUTS = 6;
 
-/// Calls work(first, last) for parts of 0..count, each in a thread of its own.
+/// Calls work(first, last) for parts of 0..count, each in a thread of its own, as far as there are threads to be had.
 template <class Work> void in_parallel(int count, int threads, const Work &work) {
     const int parts = std::max(1, std::min(threads, count));
+    const auto border = [&](int part) { return static_cast<int>(static_cast<long long>(count) * part / parts); };
     std::vector<std::thread> others;
     others.reserve(static_cast<std::size_t>(parts));
-    const auto border = [&](int part) { return static_cast<int>(static_cast<long long>(count) * part / parts); };
-    for (int part = 1; part < parts; ++part)
-        others.emplace_back([&work, first = border(part), last = border(part + 1)] { work(first, last); });
-    work(0, border(1));
+    int own = parts;
+    try {
+        for (; own > 1; --own)
+            others.emplace_back([&work, first = border(own - 1), last = border(own)] { work(first, last); });
+    } catch (const std::system_error &) {
+        // What no thread could be started for is done here.
+    }
+    work(0, border(own));
     for (std::thread &other : others)
         other.join();
 }
