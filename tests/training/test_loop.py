@@ -19,11 +19,12 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_config, save_checkpoint
 from vsdiqp.training.batches import Batch, Batches, predict, typical_error
 from vsdiqp.training.dataset import PoolDataset
-from vsdiqp.training.loop import LOG, STATE, Average, Gains, Trainer, learning_rate, validate
+from vsdiqp.training.loop import LOG, STATE, Average, Gains, Trainer, learning_rate
 from vsdiqp.training.loss import luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings, load_settings
 from vsdiqp.training.teacher import CLASSES, FEATURES, Teacher
+from vsdiqp.training.validation import validate
 
 LITE = load_settings("lite", {"pool": "none"}).network
 TINY = dataclasses.replace(LITE, embed_dim=8, widths=(8, 8, 16), depths=(0, 0, 1, 0, 0), heads=(1, 1, 2, 1, 1))
@@ -200,6 +201,20 @@ def test_a_run_starts_from_a_checkpoint(small_pool: Path, tmp_path: Path, capsys
     kept = load_checkpoint(path).state_dict()
     assert torch.equal(trainer.network.state_dict()["stem.project.weight"], kept["stem.project.weight"])
     assert "tensors" in capsys.readouterr().err and trainer.step == 0
+
+
+def test_a_run_starts_from_a_smaller_network(
+    small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = dataclasses.replace(LITE, widths=(8, 8, 16), embed_dim=8, depths=(0, 1, 0, 0, 0), heads=(1,) * 5)
+    path = Trainer(tiny(small_pool, tmp_path / "a", network=small, steps=1)).run()
+    large = dataclasses.replace(small, name="large", widths=(8, 16, 32), depths=(0, 1, 1, 1, 0), heads=(1, 2, 1, 1, 1))
+    trainer = Trainer(tiny(small_pool, tmp_path / "b", network=large, initial=str(path)))
+    assert "grown from" in capsys.readouterr().err
+    batch = one_batch(small_pool, trainer.network)
+    with torch.no_grad():
+        results = [predict(net, net.config, batch)[1] for net in (trainer.network.eval(), load_checkpoint(path))]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
 
 
 def test_validation_keeps_the_best(small_pool: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,15 +87,20 @@ def find_clips(paths: list[str]) -> list[Path]:
     return clips
 
 
-def parse_qps(codecs: str, texts: list[str]) -> dict[str, list[float]]:
-    """QPs by codec from ``--codecs`` and ``--qps``. Raises DiqpError for what is not on a codec's scale."""
+def parse_qps(
+    codecs: str, texts: list[str], defaults: Mapping[str, Sequence[float]] = _DEFAULT_QPS
+) -> dict[str, list[float]]:
+    """QPs by codec from ``--codecs`` and ``--qps``, else ``defaults``.
+
+    Raises DiqpError for what is not on a codec's scale.
+    """
     from vsdiqp.codecs.scales import CODECS, check_qp
 
     names = [name.strip() for name in codecs.split(",") if name.strip()]
     for name in names:
         if name not in CODECS:
             raise DiqpError(f"unknown codec {name!r}; known: {', '.join(CODECS)}")
-    qps: dict[str, list[float]] = {name: list(_DEFAULT_QPS.get(name, ())) for name in names}
+    qps: dict[str, list[float]] = {name: list(defaults.get(name, ())) for name in names}
     for text in texts:
         codec, equals, values = text.rpartition("=")
         if not equals and len(names) == 1:

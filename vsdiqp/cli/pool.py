@@ -29,18 +29,26 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--plain", action="store_true", help="for validation: native crops at fixed QPs, nothing random"
     )
     parser.add_argument("--crops", type=int, default=5, metavar="N", help="crops a video with --plain (5)")
+    parser.add_argument(
+        "--qps",
+        action="append",
+        metavar="CODEC=QP,QP,...",
+        help="QPs with --plain, such as hevc=12,17,22 (27,32,37,42 and av1=102,153,204,255)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the pool, showing progress on stderr."""
+    from vsdiqp.cli.evaluate import parse_qps
     from vsdiqp.progress import ProgressLine
-    from vsdiqp.training.pool import PoolSettings, generate, generate_plain
+    from vsdiqp.training.pool import PLAIN_QPS, PoolSettings, generate, generate_plain, plain_encodes
 
     settings = PoolSettings(frames=args.frames)
     with ProgressLine() as line:
         progress = partial(line, text="items")
         if args.plain:
-            generate_plain(args.sources, args.out, args.crops, args.seed, settings, progress=progress)
+            encodes = plain_encodes(parse_qps(",".join(PLAIN_QPS), args.qps or [], PLAIN_QPS))
+            generate_plain(args.sources, args.out, args.crops, args.seed, settings, encodes, progress)
         else:
             generate(args.sources, args.out, args.items, args.seed, args.processes, settings, progress)
     return 0

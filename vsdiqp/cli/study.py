@@ -1,4 +1,4 @@
-"""``vsdiqp study``: measurements that shape a network, how far ahead to look and which sizes are worth their cost."""
+"""``vsdiqp study``: measurements that shape a network: how far ahead to look, its sizes, how far to trust it."""
 
 import argparse
 import sys
@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``study`` and its two studies."""
-    parser = subparsers.add_parser("study", help="measurements that shape a network: look-ahead distance, sizes")
+    """Add ``study`` and its three studies."""
+    parser = subparsers.add_parser("study", help="measurements that shape a network: look-ahead distance, sizes, trust")
     studies = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
 
     ahead = studies.add_parser(
@@ -38,11 +38,25 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     shapes.add_argument("--threads", type=int, help="CPU threads")
     shapes.add_argument("--out", type=Path, default=Path("out/study"), metavar="FOLDER", help="where to write")
 
+    trust = studies.add_parser(
+        "trust",
+        help="how much of a trained network's prediction to apply at each QP",
+        description="Measure, on a validation pool, which share of a network's prediction gains most at each QP "
+        "without harm, in luma and chroma; write the checkpoint that applies it, and the table beside it.",
+    )
+    trust.add_argument("checkpoint", metavar="CHECKPOINT", help="what 'vsdiqp train' wrote, or a shipped name")
+    trust.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write (.safetensors)")
+    trust.add_argument("--validation", required=True, help="validation pool: 'vsdiqp pool --plain --qps ...'")
+    trust.add_argument("--items", type=int, default=0, metavar="N", help="validation items used (all)")
+    trust.add_argument(
+        "--tile", type=int, metavar="SIDE", help="default tile side of the result (the checkpoint's own)"
+    )
+    trust.add_argument("--threads", type=int, help="CPU threads")
+
 
 def run(args: argparse.Namespace) -> int:
     """Run one study; progress on stderr, the written files' paths on stdout."""
-    paths = _look_ahead(args) if args.study == "look-ahead" else _shapes(args)
-    for path in paths:
+    for path in {"look-ahead": _look_ahead, "shapes": _shapes, "trust": _trust}[args.study](args):
         print(path)
     return 0
 
@@ -74,3 +88,40 @@ def _shapes(args: argparse.Namespace) -> list[Path]:
     changes = {name: getattr(args, name) for name in given}
     runs = [(name, load_settings(config, changes)) for name, config in zip(names, args.configs, strict=True)]
     return compare_shapes(runs, args.out, args.items, lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def _trust(args: argparse.Namespace) -> list[Path]:
+    import dataclasses
+
+    import torch
+
+    from vsdiqp.errors import DiqpError
+    from vsdiqp.network import DiQP, load_checkpoint, read_metadata, save_checkpoint
+    from vsdiqp.progress import ProgressLine
+    from vsdiqp.training.dataset import PoolDataset
+    from vsdiqp.training.trust import measure, table, trusted
+
+    if args.out.suffix != ".safetensors":
+        raise DiqpError(f"OUT is {args.out}; give a name that ends in .safetensors")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    network = load_checkpoint(args.checkpoint)
+    config = dataclasses.replace(network.config, trust={}, tile=args.tile or network.config.tile)
+    plain = DiQP(config)
+    plain.load_state_dict(network.state_dict())
+    dataset = PoolDataset(
+        args.validation,
+        codecs=config.codecs,
+        qp="nominal",
+        look_ahead=config.look_ahead_frames,
+        cache_bytes=0,
+        neighbours=config.neighbours,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with ProgressLine() as line:
+        found = measure(plain, dataset, device, "bf16", args.items, lambda done, total: line(done, total, "items"))
+    result = trusted(plain, found)
+    save_checkpoint(result, args.out, read_metadata(args.checkpoint))
+    beside = args.out.with_suffix(".md")
+    beside.write_text(table(found, result) + "\n", encoding="utf-8")
+    return [args.out, beside]

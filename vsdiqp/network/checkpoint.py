@@ -171,6 +171,17 @@ def save_checkpoint(network: DiQP, path: str | Path, metadata: Mapping[str, Any]
     partial.replace(target)
 
 
+def read_metadata(model: str | Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given beside the network; empty for released checkpoints. Raises DiqpError."""
+    path = resolve(model)
+    if path.suffix != ".safetensors":
+        return {}
+    _read_safetensors(path, weights=False)
+    with safe_open(path, "pt") as file:
+        header: dict[str, Any] = json.loads(file.metadata()[METADATA_KEY])
+    return {name: value for name, value in header.items() if name not in ("format", "config")}
+
+
 def _read_safetensors(path: Path, weights: bool) -> tuple[DiQPConfig, dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:

@@ -15,25 +15,23 @@ import time
 from collections import defaultdict
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
-from vsdiqp.training.batches import Batch, Batches, collate, predict
+from vsdiqp.training.batches import Batch, Batches, predict
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.growth import grow
 from vsdiqp.training.loss import distillation_loss, imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings
 from vsdiqp.training.teacher import Teacher, load_teacher
+from vsdiqp.training.validation import autocast, validate
 
 STATE = "state.pt"
 LOG = "log.csv"
-UNHARMED = 1e-6
-"""Squared error (60 dB) under which a frame has nothing to gain: a dB there says nothing of pictures."""
 QP_BANDS = {"hevc": (0, 24, 30, 35, 40, 52), "av1": (0, 80, 128, 180, 230, 256)}
 
 
@@ -80,57 +78,6 @@ class Gains:
         means = {k: s / n for k, (s, n) in sorted(self._sums.items())}
         self._sums.clear()
         return means
-
-
-@torch.no_grad()
-def validate(
-    network: DiQP, dataset: PoolDataset, device: torch.device, precision: str, items: int = 0
-) -> dict[str, float]:
-    """Mean Y-PSNR gain in dB by codec and nominal QP, over a triplet of every stream; "mean" over all.
-
-    ``items``: use so many, evenly spread; 0 uses all.
-    """
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    network = deepcopy(network).to(device).eval()
-    sums: dict[str, list[float]] = defaultdict(list)
-    used = min(len(dataset), items or len(dataset))
-    for index in range(used):
-        item = dataset.load_item(index * len(dataset) // used)
-        frames, height, width = item.source.y.shape
-        side = network.config.multiple
-        size = (height - height % side, width - width % side)
-        truth = item.source
-        for stream in item.degraded:
-            # Groups as the filter forms them: 3k, 3k+1, 3k+2, here frames 3 to 5 where there are so many.
-            sample = dataset.sample_at(item, stream, min(4, frames - 2), (0, 0), size, nominal=True)
-            bits = truth.bits
-            codes = 219 * (1 << (bits - 8))
-            squared = np.square(sample.y.astype(np.float32) - sample.y_true) / codes**2
-            error = torch.from_numpy(squared.mean((1, 2)))[None]
-            if error.min() < UNHARMED:
-                continue
-            batch = collate([sample], error, network, rng).to(device)
-            with autocast(device, precision):
-                tile, restored = predict(network, network.config, batch)
-            gain = luma_gain(tile, restored.float(), batch, network.config, codes).mean().item()
-            sums[f"{stream.codec}{stream.nominal:.0f}"].append(gain)
-    result = {name: sum(v) / len(v) for name, v in sorted(sums.items())}
-    everything = [g for v in sums.values() for g in v]
-    if not everything:
-        raise DiqpError("the validation pool has no damaged frames of at least the network's smallest tile")
-    result["mean"] = sum(everything) / len(everything)
-    result["worst"] = min(everything)
-    return result
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision as the settings name it."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
 
 
 class Trainer:

@@ -9,7 +9,7 @@ import fcntl
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -298,11 +298,14 @@ def _items(indices: range, folder: Path, seed: int, processes: int, settings: Po
         yield from workers.imap(_work, indices, chunksize=1)
 
 
-PLAIN_ENCODES = tuple(
-    [EncodeSettings("hevc", qp, preset="medium") for qp in (27, 32, 37, 42)]
-    + [EncodeSettings("av1", qp, preset="6") for qp in (102, 153, 204, 255)]
-)
-"""Constant QP as validation wants it: x265 medium and SVT-AV1 preset 6 with their usual frame offsets."""
+PLAIN_QPS: Mapping[str, Sequence[float]] = {"hevc": (27, 32, 37, 42), "av1": (102, 153, 204, 255)}
+"""QPs of a validation pool."""
+
+
+def plain_encodes(qps: Mapping[str, Sequence[float]]) -> tuple[EncodeSettings, ...]:
+    """Constant QP as validation wants it: x265 medium and SVT-AV1 preset 6 with their usual frame offsets."""
+    presets = {"hevc": "medium", "av1": "6"}
+    return tuple(EncodeSettings(codec, qp, preset=presets[codec]) for codec in qps for qp in qps[codec])
 
 
 def generate_plain(
@@ -311,15 +314,16 @@ def generate_plain(
     crops: int,
     seed: int = 0,
     settings: PoolSettings | None = None,
-    encodes: tuple[EncodeSettings, ...] = PLAIN_ENCODES,
+    encodes: tuple[EncodeSettings, ...] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """A validation pool: ``crops`` places in each video of ``folder``, untouched samples, each of ``encodes`` on all.
 
+    Without ``encodes`` they are those of PLAIN_QPS.
     The whole video's length (64 frames at most) is encoded and the frames that are kept lie anywhere in it. A pool
     with some of these items already goes on behind them; returns how many were added.
     """
-    settings = settings or PoolSettings()
+    settings, encodes = settings or PoolSettings(), encodes or plain_encodes(PLAIN_QPS)
     videos = [source for source in find_sources(folder) if not source.still]
     places = [(video, crop) for video in videos for crop in range(crops)]
     library = Library()

@@ -118,7 +118,8 @@ def train_shape(name: str, settings: TrainSettings, items: int = 0) -> Shape:
     """
     from vsdiqp.network.cost import kmac, parameters
     from vsdiqp.training.dataset import PoolDataset
-    from vsdiqp.training.loop import Trainer, validate
+    from vsdiqp.training.loop import Trainer
+    from vsdiqp.training.validation import validate
 
     if not settings.validation:
         raise DiqpError("shapes are compared on a validation pool: give --validation FOLDER")

@@ -1,0 +1,91 @@
+"""Trust: what is applied of a prediction gains most without harm, and the checkpoint says so."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from vsdiqp.cli import main
+from vsdiqp.errors import DiqpError
+from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_metadata, save_checkpoint
+from vsdiqp.training.dataset import PoolDataset
+from vsdiqp.training.settings import load_settings
+from vsdiqp.training.trust import CHROMA, SHARES, Measured, best, measure, table, trusted
+
+LITE = load_settings("lite", {"pool": "none"}).network
+TINY = dataclasses.replace(LITE, embed_dim=8, widths=(8, 8, 16), depths=(0, 0, 1, 0, 0), heads=(1, 1, 2, 1, 1))
+CPU = torch.device("cpu")
+
+
+def gains(peak: float, height: float = 0.5) -> list[float]:
+    """dB at every share for a prediction whose best share is ``peak``: a parabola through 0."""
+    return [height * (1 - ((share - peak) / peak) ** 2) for share in SHARES]
+
+
+def test_the_share_that_gains_most_is_taken() -> None:
+    assert SHARES[best([gains(0.8), gains(1.0), gains(0.9)])] == pytest.approx(0.9)
+
+
+def test_harm_to_one_weighs_more_than_gains_of_others() -> None:
+    harmed = [-0.2 * share for share in SHARES]
+    assert SHARES[best([gains(1.0), gains(1.0), harmed])] <= 0.4
+    assert SHARES[best([harmed, harmed])] == 0.0
+
+
+def test_trust_and_chroma_are_what_was_measured() -> None:
+    network = DiQP(TINY)
+    found = Measured()
+    found.luma["hevc", 22.0] = [gains(0.5), gains(0.5)]
+    found.luma["hevc", 37.0] = [gains(1.1)]
+    found.luma["av1", 153.0] = [[-share for share in SHARES]]
+    chroma = [[0.1 * c * (0.8 - c) for c in CHROMA] for _ in SHARES]
+    for at in found.luma:
+        found.chroma[at] = [chroma, chroma]
+    result = trusted(network, found)
+    assert result.confidence(22, "hevc") == pytest.approx(0.5)
+    assert result.confidence(45, "hevc") == pytest.approx(1.1)
+    assert result.confidence(153, "av1") == 0.0
+    rows, own = result.head.project.weight, network.head.project.weight  # type: ignore[union-attr]
+    torch.testing.assert_close(rows[4:6], 0.4 * own[4:6])  # type: ignore[index]
+    torch.testing.assert_close(rows[:4], own[:4])  # type: ignore[index]
+    assert "| hevc | 22 | 2 | 0.50 | +0.500 |" in table(found, result)
+
+
+def test_a_network_that_does_harm_is_not_trusted(small_pool: Path) -> None:
+    """One whose every prediction is far too bright and too blue."""
+    network = DiQP(TINY)
+    with torch.no_grad():
+        network.head.project.weight.zero_()  # type: ignore[operator,union-attr]
+        network.head.project.bias.fill_(3.0)  # type: ignore[operator,union-attr]
+    data = PoolDataset(small_pool, qp="nominal", neighbours=TINY.neighbours)
+    found = measure(network, data, CPU, "fp32", items=2)
+    assert set(found.luma) == set(found.chroma) and len(found.luma) > 1
+    for rows in found.luma.values():
+        assert all(row[0] == pytest.approx(0, abs=1e-3) and row[-1] < -3 for row in rows)
+    result = trusted(network, found)
+    assert all(share <= 0.1 for points in result.config.trust.values() for _, share in points)
+
+
+def test_the_command_writes_a_checkpoint(small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint(DiQP(TINY), tmp_path / "raw.safetensors", {"training": {"step": 7}})
+    out = tmp_path / "ready.safetensors"
+    arguments = ["study", "trust", str(tmp_path / "raw.safetensors"), str(out), "--validation", str(small_pool)]
+    assert main([*arguments, "--items", "1", "--tile", "512"]) == 0
+    assert capsys.readouterr().out.split() == [str(out), str(tmp_path / "ready.md")]
+    assert "| share |" in (tmp_path / "ready.md").read_text()
+    config: DiQPConfig = load_checkpoint(out).config
+    assert config.trust and config.tile == 512
+    assert read_metadata(out) == {"training": {"step": 7}}
+    arguments[3] = str(tmp_path / "ready.pt")
+    assert main(arguments) == 1
+    assert "ends in .safetensors" in capsys.readouterr().err
+
+
+def test_a_pool_without_damage_is_refused() -> None:
+    class Empty:
+        def __len__(self) -> int:
+            return 0
+
+    with pytest.raises(DiqpError, match="no damaged frames"):
+        measure(DiQP(TINY), Empty(), CPU, "fp32")  # type: ignore[arg-type]

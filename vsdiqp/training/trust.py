@@ -1,0 +1,124 @@
+"""How much of a network's prediction to apply, measured on clips that it was not trained on.
+
+A prediction is the mean of what the source may be. Rounded to the clip's bits, or where the damage is not much larger
+than a code, all of it may lose where a part gains; so may chroma, whose damage says less of itself.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vsdiqp.errors import DiqpError
+from vsdiqp.network import DiQP
+from vsdiqp.network.stem import CELL_OUTPUTS, CellHead
+from vsdiqp.training.batches import unsited
+from vsdiqp.training.dataset import PoolDataset
+from vsdiqp.training.loss import luma_gain
+from vsdiqp.training.validation import NOTHING, restored_streams
+
+SHARES = tuple(step / 20 for step in range(27))
+"""Shares of luma that are tried: 0 to 1.3."""
+CHROMA = tuple(step / 10 for step in range(11))
+"""Shares of chroma, of what is applied of luma."""
+LOSS = 10.0
+"""What a dB lost weighs against a dB gained: nobody forgives a filter that harms."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """Gains in dB of single streams (rows) at the shares tried (columns), by codec and QP."""
+
+    luma: dict[tuple[str, float], list[list[float]]] = field(default_factory=lambda: defaultdict(list))
+    chroma: dict[tuple[str, float], list[list[list[float]]]] = field(default_factory=lambda: defaultdict(list))
+    """Two rows a stream, one a plane, for every share of SHARES: stream x plane, share, share of chroma."""
+
+
+def best(rows: Sequence[Sequence[float]]) -> int:
+    """The column with the highest mean, losses weighing LOSS times what gains do; the first of equals."""
+    gains = torch.tensor(rows)
+    return int((gains.clamp(min=0) + LOSS * gains.clamp(max=0)).mean(0).argmax())
+
+
+@torch.no_grad()
+def measure(
+    network: DiQP,
+    dataset: PoolDataset,
+    device: torch.device,
+    precision: str,
+    items: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Gains at all shares on a validation pool. Raises DiqpError where it has no damaged frames."""
+    found = Measured()
+    for seen in restored_streams(network, dataset, device, precision, items, progress):
+        scale = 1 << (seen.bits - 8)
+        change = seen.restored - seen.tile
+        gains = [
+            luma_gain(seen.tile, seen.tile + share * change, seen.batch, network.config, 219 * scale).mean().item()
+            for share in SHARES
+        ]
+        found.luma[seen.codec, seen.qp].append(gains)
+        if network.config.colour == "ycbcr":
+            found.chroma[seen.codec, seen.qp] += _chroma_gains(
+                unsited(change[:, 1:]), seen.batch.chroma, seen.batch.chroma_true, 224 * scale
+            )
+    if not found.luma:
+        raise DiqpError(NOTHING)
+    return found
+
+
+def _chroma_gains(change: Tensor, seen: Tensor, truth: Tensor, codes: int) -> list[list[list[float]]]:
+    """For both planes (1, 2, 3, h, w in all arguments), every share of luma and every share of chroma."""
+    before = (seen - truth).square().mean((0, 2, 3, 4)) + 1e-9
+    table = torch.zeros(2, len(SHARES), len(CHROMA))
+    products = sorted({round(a * b, 4) for a in SHARES for b in CHROMA})
+    gains = {}
+    for product in products:
+        after = ((seen + product * change) * codes).round() / codes
+        gains[product] = 10 * torch.log10(before / ((after - truth).square().mean((0, 2, 3, 4)) + 1e-9))
+    for i, a in enumerate(SHARES):
+        for j, b in enumerate(CHROMA):
+            table[:, i, j] = gains[round(a * b, 4)]
+    result: list[list[list[float]]] = table.tolist()
+    return result
+
+
+def trusted(network: DiQP, found: Measured) -> DiQP:
+    """The network with ``trust`` set for every codec and QP measured, and its chroma scaled where its head allows."""
+    trust: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    chosen: dict[tuple[str, float], int] = {}
+    for (codec, qp), rows in sorted(found.luma.items()):
+        chosen[codec, qp] = best(rows)
+        trust[codec].append((float(qp), SHARES[chosen[codec, qp]]))
+    config = dataclasses.replace(network.config, trust={codec: tuple(points) for codec, points in trust.items()})
+    result = DiQP(config)
+    result.load_state_dict(network.state_dict())
+    rows = [planes[chosen[at]] for at, streams in found.chroma.items() for planes in streams]
+    if rows and isinstance(result.head, CellHead):
+        scale_chroma(result.head, CHROMA[best(rows)])
+    return result.prepare()
+
+
+@torch.no_grad()
+def scale_chroma(head: CellHead, share: float) -> None:
+    """Have the head predict so much of its chroma residuals."""
+    assert head.project.bias is not None
+    for tensor in (head.project.weight, head.project.bias):
+        tensor[4:CELL_OUTPUTS] *= share
+
+
+def table(found: Measured, network: DiQP) -> str:
+    """Markdown: by codec and QP the share applied, the mean and the worst gain there and of the whole prediction."""
+    lines = ["| codec | QP | streams | share | gain, dB | worst | all of it | worst |", "|---|---:|" + "---:|" * 6]
+    whole = SHARES.index(1.0)
+    for (codec, qp), rows in sorted(found.luma.items()):
+        share = network.confidence(qp, codec)
+        at = min(range(len(SHARES)), key=lambda i: abs(SHARES[i] - share))
+        columns = [[row[at] for row in rows], [row[whole] for row in rows]]
+        values = " | ".join(f"{sum(c) / len(c):+.3f} | {min(c):+.3f}" for c in columns)
+        lines.append(f"| {codec} | {qp:g} | {len(rows)} | {share:.2f} | {values} |")
+    return "\n".join(lines)
