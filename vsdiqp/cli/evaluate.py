@@ -1,7 +1,6 @@
 """``vsdiqp evaluate``: measure restorers on clips encoded at several QPs."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
     """Measure, or make the references."""
     from vsdiqp.progress import ProgressLine
 
-    # SVT-AV1 tells its life story on stderr for every encode otherwise; 1 leaves errors.
-    os.environ.setdefault("SVT_LOG", "1")
     if args.fit_closed_form:
         from vsdiqp.evaluation.fit import fit_on_pool
 

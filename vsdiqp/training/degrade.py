@@ -4,6 +4,7 @@ Everything is kept as a bitstream in memory; nothing is decoded until training a
 """
 
 import io
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -259,6 +260,8 @@ def _frames(clip: Clip) -> Iterator[Any]:
 
 def _encode(clip: Clip, encoder: str, options: dict[str, str]) -> tuple[bytes, dict[int, float]]:
     """The stream, and by display time the mean QP that the encoder reports in its own unit, if it does."""
+    # SVT-AV1 tells its life story on stderr for every encode otherwise; 1 leaves errors.
+    os.environ.setdefault("SVT_LOG", "1")
     height, width = clip.y.shape[1:]
     output = io.BytesIO()
     quality: dict[int, float] = {}

@@ -361,7 +361,6 @@ def _start(folder: Path, seed: int, settings: PoolSettings) -> None:
     import torch
 
     torch.set_num_threads(1)
-    os.environ.setdefault("SVT_LOG", "1")  # errors only
     global _worker
     _worker = (find_sources(folder), Library(), seed, settings)
 
