@@ -317,6 +317,25 @@ def test_auto_goes_on_where_a_backend_cannot_be_opened_after_all(kind, monkeypat
     assert same_bits(job.frames[0], job.targets[0]), "the network was spoilt by the first backend"
 
 
+def test_the_default_model_is_the_one_made_for_where_it_runs(monkeypatch, tmp_path):
+    """base on a GPU, lite on a CPU, also where the CPU takes over from a GPU; a model asked for is taken everywhere."""
+    from vsdiqp import backends
+
+    lines = ["from vsdiqp.errors import *", "def unavailable(): pass"]
+    lines += ["def open_backend(task): raise BackendError('no memory at all')"]
+    (tmp_path / "small_backend.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backends, "MODULES", {"cuda": "small_backend", "cpu": "vsdiqp.backends.cpu"})
+    loaded = []
+    monkeypatch.setattr("vsdiqp.network.load_checkpoint", lambda model: loaded.append(model) or Zero(name=model))
+    for asked, expected in ((Settings(), ["base", "lite"]), (Settings(model="own.pt"), ["own.pt"] * 2)):
+        loaded.clear()
+        restorer = Restorer(dataclasses.replace(asked, precision="fp32"), clip_format())
+        assert loaded == expected
+        assert restorer.describe().startswith(expected[-1])
+        restorer.restore(make_run(clip_format(), colour()))
+
+
 def test_the_number_of_threads_can_be_set_from_outside(monkeypatch):
     monkeypatch.setenv("VSDIQP_THREADS", "none")
     with pytest.raises(DiqpError, match="VSDIQP_THREADS is 'none'"):

@@ -70,8 +70,8 @@ class Run:
 class Settings:
     """Arguments of ``core.diqp.Restore`` that concern the engine; None means the default of the model or device."""
 
-    model: str = "lite"
-    """A shipped name or the path of a checkpoint (.safetensors or a released .pt)."""
+    model: str = "auto"
+    """A shipped name, the path of a checkpoint (.safetensors or a released .pt), or "auto": `default_model`."""
     look_ahead: int | None = None
     """T, frames between the group and its look-ahead frame; None takes the checkpoint's."""
     tile: tuple[int, int] | None = None

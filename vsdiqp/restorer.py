@@ -35,25 +35,18 @@ class Restorer:
 
     def __init__(self, settings: Settings, clip: ClipFormat, network: Network | None = None) -> None:
         _check(settings, clip)
-        if network is None:
-            from vsdiqp.network import load_checkpoint
-
-            network = load_checkpoint(settings.model)
-        config = network.config
-        _check_size(clip, config)
-        self._clip, self._config = clip, config
-        self.look_ahead = _look_ahead(settings, config)
-        """T: frames between a group's last frame and its look-ahead frame. 0: the group's own last frame."""
-        self.neighbours = config.neighbours if settings.strength > 0.0 else 0
-        """Frames before and after a group that a run needs."""
-        self.codecs = config.codecs
-        """Codecs that the network was trained for."""
         names = candidates(settings.backend)
 
         def task(name: str) -> Task:
-            plan = _plan(settings, clip, config, free_tiles(name))
-            # A backend makes the network its own; another that has to take over needs one as it was.
-            own = network if len(names) == 1 else copy.deepcopy(network)
+            if network is None:
+                from vsdiqp.network import load_checkpoint
+
+                own: Network = load_checkpoint(default_model(name) if settings.model == "auto" else settings.model)
+            else:
+                # A backend makes the network its own; another that has to take over needs one as it was.
+                own = network if len(names) == 1 else copy.deepcopy(network)
+            _check_size(clip, own.config)
+            plan = _plan(settings, clip, own.config, free_tiles(name))
             return Task(own, clip, plan, settings.strength, settings.precision, settings.batch, settings.device)
 
         self._backend: Backend | None = None
@@ -61,6 +54,13 @@ class Restorer:
             self._backend, opened = open_backend(names, task)
         else:
             opened = task(names[0])
+        config = self._config = opened.network.config
+        self.look_ahead = _look_ahead(settings, config)
+        """T: frames between a group's last frame and its look-ahead frame. 0: the group's own last frame."""
+        self.neighbours = config.neighbours if settings.strength > 0.0 else 0
+        """Frames before and after a group that a run needs."""
+        self.codecs = config.codecs
+        """Codecs that the network was trained for."""
         self.plan = opened.plan
         """Where the tiles lie."""
         _log.info("%s", self.describe())
@@ -100,6 +100,11 @@ class Restorer:
         self._backend = None
 
 
+def default_model(backend: str) -> str:
+    """The shipped network that ``model="auto"`` means on a backend: the larger one where there is a GPU."""
+    return "lite" if backend == "cpu" else "base"
+
+
 def memory_bound(clip: ClipFormat, plan: tiles.TilePlan, neighbours: int = 0) -> int:
     """Bytes that one run needs on the CPU at most, besides its frames and the network (the formula above)."""
     columns, rows = plan.columns, plan.rows
@@ -114,6 +119,8 @@ def _check(settings: Settings, clip: ClipFormat) -> None:
         raise DiqpError(f"precision is {settings.precision!r}; it may be one of {', '.join(PRECISIONS)}")
     if settings.batch is not None and settings.batch < 1:
         raise DiqpError(f"batch is {settings.batch}; it may be 1 or more tiles, or be left out")
+    if settings.look_ahead is not None and settings.look_ahead < 0:
+        raise DiqpError(f"look_ahead is {settings.look_ahead}; it may be 0 or more frames, or be left out")
     if not settings.device or min(settings.device) < 0:
         raise DiqpError(f"device is {list(settings.device)}; it may be one or more GPU indices from 0 up")
     if min(clip.width, clip.height) < SMALLEST:
@@ -136,12 +143,9 @@ def _check_size(clip: ClipFormat, config: NetworkConfig) -> None:
 
 
 def _look_ahead(settings: Settings, config: NetworkConfig) -> int:
-    asked = settings.look_ahead
-    if asked is not None and asked < 0:
-        raise DiqpError(f"look_ahead is {asked}; it may be 0 or more frames, or be left out")
     if not config.uses_ahead:
         return 0
-    return config.look_ahead_frames if asked is None else asked
+    return config.look_ahead_frames if settings.look_ahead is None else settings.look_ahead
 
 
 def _plan(settings: Settings, clip: ClipFormat, config: NetworkConfig, free: bool) -> tiles.TilePlan:

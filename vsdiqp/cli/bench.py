@@ -23,7 +23,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         nargs="*",
         metavar="SETTINGS",
         help="arguments of core.diqp.Restore to time side by side, such as model=lite,backend=cpu model=base "
-        "(default model=lite)",
+        "(default model=auto)",
     )
 
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     clip = noise(width, height, args.bits, args.warm_up + args.frames)
     print(f"{width}x{height}, YUV 4:2:0, {args.bits} bits, {args.frames} frames")
     rates = []
-    for text in args.settings or ["model=lite"]:
+    for text in args.settings or ["model=auto"]:
         settings = parse_settings(text)
         try:
             restored = vapoursynth.core.diqp.Restore(clip, qp=args.qp, codec=args.codec, **settings)

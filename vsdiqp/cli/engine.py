@@ -12,7 +12,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("engine", help="build, list and remove cached GPU engines")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="build an engine now instead of when a script opens (takes minutes)")
-    build.add_argument("model", nargs="?", default="lite", help="a shipped name or a checkpoint (default: lite)")
+    build.add_argument("model", nargs="?", default="base", help="a shipped name or a checkpoint (default: base)")
     build.add_argument("--tile", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: the model's own")
     build.add_argument("--batch", type=int, help="largest number of tiles at once (default: 4)", default=4)
     build.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16")
