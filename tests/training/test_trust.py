@@ -12,6 +12,7 @@ from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_metadata, sav
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.settings import load_settings
 from vsdiqp.training.trust import CHROMA, SHARES, Measured, best, measure, table, trusted
+from vsdiqp.training.validation import restored_streams
 
 LITE = load_settings("lite", {"pool": "none"}).network
 TINY = dataclasses.replace(LITE, embed_dim=8, widths=(8, 8, 16), depths=(0, 0, 1, 0, 0), heads=(1, 1, 2, 1, 1))
@@ -42,7 +43,7 @@ def test_trust_and_chroma_are_what_was_measured() -> None:
     chroma = [[0.1 * c * (0.8 - c) for c in CHROMA] for _ in SHARES]
     for at in found.luma:
         found.chroma[at] = [chroma, chroma]
-    result = trusted(network, found)
+    result = trusted(network, found, 256)
     assert result.confidence(22, "hevc") == pytest.approx(0.5)
     assert result.confidence(45, "hevc") == pytest.approx(1.1)
     assert result.confidence(153, "av1") == 0.0
@@ -59,11 +60,11 @@ def test_a_network_that_does_harm_is_not_trusted(small_pool: Path) -> None:
         network.head.project.weight.zero_()  # type: ignore[operator,union-attr]
         network.head.project.bias.fill_(3.0)  # type: ignore[operator,union-attr]
     data = PoolDataset(small_pool, qp="nominal", neighbours=TINY.neighbours)
-    found = measure(network, data, CPU, "fp32", items=2)
+    found = measure(restored_streams(network, data, CPU, "fp32", items=2), TINY)
     assert set(found.luma) == set(found.chroma) and len(found.luma) > 1
     for rows in found.luma.values():
         assert all(row[0] == pytest.approx(0, abs=1e-3) and row[-1] < -3 for row in rows)
-    result = trusted(network, found)
+    result = trusted(network, found, 256)
     assert all(share <= 0.1 for points in result.config.trust.values() for _, share in points)
 
 
@@ -83,9 +84,5 @@ def test_the_command_writes_a_checkpoint(small_pool: Path, tmp_path: Path, capsy
 
 
 def test_a_pool_without_damage_is_refused() -> None:
-    class Empty:
-        def __len__(self) -> int:
-            return 0
-
     with pytest.raises(DiqpError, match="no damaged frames"):
-        measure(DiQP(TINY), Empty(), CPU, "fp32")  # type: ignore[arg-type]
+        measure([], TINY)

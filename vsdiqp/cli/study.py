@@ -91,24 +91,23 @@ def _shapes(args: argparse.Namespace) -> list[Path]:
 
 
 def _trust(args: argparse.Namespace) -> list[Path]:
-    import dataclasses
+    from functools import partial
 
     import torch
 
     from vsdiqp.errors import DiqpError
-    from vsdiqp.network import DiQP, load_checkpoint, read_metadata, save_checkpoint
+    from vsdiqp.network import load_checkpoint, read_metadata, save_checkpoint
     from vsdiqp.progress import ProgressLine
     from vsdiqp.training.dataset import PoolDataset
     from vsdiqp.training.trust import measure, table, trusted
+    from vsdiqp.training.validation import restored_streams
 
     if args.out.suffix != ".safetensors":
         raise DiqpError(f"OUT is {args.out}; give a name that ends in .safetensors")
     if args.threads:
         torch.set_num_threads(args.threads)
     network = load_checkpoint(args.checkpoint)
-    config = dataclasses.replace(network.config, trust={}, tile=args.tile or network.config.tile)
-    plain = DiQP(config)
-    plain.load_state_dict(network.state_dict())
+    config = network.config
     dataset = PoolDataset(
         args.validation,
         codecs=config.codecs,
@@ -119,8 +118,9 @@ def _trust(args: argparse.Namespace) -> list[Path]:
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with ProgressLine() as line:
-        found = measure(plain, dataset, device, "bf16", args.items, lambda done, total: line(done, total, "items"))
-    result = trusted(plain, found)
+        progress = partial(line, text="items")
+        found = measure(restored_streams(network, dataset, device, "bf16", args.items, progress), config)
+    result = trusted(network, found, args.tile or config.tile)
     save_checkpoint(result, args.out, read_metadata(args.checkpoint))
     beside = args.out.with_suffix(".md")
     beside.write_text(table(found, result) + "\n", encoding="utf-8")

@@ -146,11 +146,6 @@ DIQP_FAST void add_distance(const float *other, const float *own, float gain, in
         out[x] += std::abs((other[2 * x] - own[2 * x]) * gain) + std::abs((other[2 * x + 1] - own[2 * x + 1]) * gain);
 }
 
-DIQP_FAST void plus(const float *in, float factor, float offset, int wide, float *out) {
-    for (int x = 0; x < wide; ++x)
-        out[x] = in[x] * factor + offset;
-}
-
 /// Rows of channels to cells of channels, in the network's precision.
 DIQP_FAST void interleave(const float *rows, int channels, int wide, std::uint16_t *half, std::uint16_t *out) {
     for (int i = 0; i < channels * wide; ++i)
@@ -298,8 +293,8 @@ class InputRows {
             for (int x = 0; x < wide_; ++x)
                 out[x] = (own[x] - around[x]) * gain_;
         }
-        for (int colour = 0; colour < COLOURS; ++colour)
-            plus(channel(SAMPLES + 2 + colour), 1.0f, -0.5f, wide_, channel(SAMPLES + 2 + colour));
+        for (int i = 0; i < COLOURS * wide_; ++i)
+            channel(SAMPLES + 2)[i] -= 0.5f;
         int next = PLAIN;
         for (int n = 0; n < sizes_.near; ++n, next += SAMPLES) {
             const float *other = pictures_.neighbour(item_, frame_, n);

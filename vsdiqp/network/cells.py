@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from vsdiqp.library import find_library, open_library
+from vsdiqp.network.config import FRAMES
 from vsdiqp.network.stem import (
+    CELL_INPUTS,
     CLIPS,
     FAR_CLIP,
     GAIN,
@@ -43,8 +45,8 @@ def usable(tile: Tensor, dtype: torch.dtype) -> bool:
 def stem_inputs(tile: Tensor, beside: Tensor, pattern: Tensor, damage: Tensor) -> Tensor:
     """`stem.CellStem.inputs` of tiles B, 3, 3, H, W and aligned luma B, 3, N, H, W: B * 3, C, H / 2, W / 2."""
     sizes = _sizes(tile, beside, pattern.dtype)
-    channels = 9 + beside_inputs(beside.shape[2] // 2) + sizes.pattern
-    shape = (3 * sizes.batch, sizes.height // 2, sizes.width // 2, channels)
+    channels = CELL_INPUTS + beside_inputs(beside.shape[2] // 2) + sizes.pattern
+    shape = (FRAMES * sizes.batch, sizes.height // 2, sizes.width // 2, channels)
     out = torch.empty(shape, dtype=pattern.dtype)
     tile, beside, pattern, damage = (t.float().contiguous() for t in (tile, beside, pattern, damage))
     _library().diqp_cells_inputs(ctypes.byref(sizes), *(t.data_ptr() for t in (tile, beside, pattern, damage, out)))
@@ -65,7 +67,7 @@ def _sizes(tile: Tensor, beside: Tensor, dtype: torch.dtype, answer: int = 0) ->
     batch, _, _, height, width = tile.shape
     neighbours = beside.shape[2] // 2
     near, far = near_and_far(neighbours)
-    if beside.shape != (batch, 3, near + far, height, width) or height % QUIET or width % QUIET:
+    if beside.shape != (batch, FRAMES, near + far, height, width) or height % QUIET or width % QUIET:
         raise ValueError(f"tiles of {tuple(tile.shape)} beside {tuple(beside.shape)}: sizes do not fit")
     return _Sizes(
         *(batch, height, width, near, far, pattern_channels(neighbours), answer, MEAN_SIZE, QUIET),

@@ -6,19 +6,18 @@ than a code, all of it may lose where a part gains; so may chroma, whose damage 
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vsdiqp.errors import DiqpError
-from vsdiqp.network import DiQP
+from vsdiqp.network import DiQP, DiQPConfig
 from vsdiqp.network.stem import CELL_OUTPUTS, CellHead
 from vsdiqp.training.batches import unsited
-from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.loss import luma_gain
-from vsdiqp.training.validation import NOTHING, restored_streams
+from vsdiqp.training.validation import NOTHING, Restored
 
 SHARES = tuple(step / 20 for step in range(27))
 """Shares of luma that are tried: 0 to 1.3."""
@@ -43,26 +42,21 @@ def best(rows: Sequence[Sequence[float]]) -> int:
     return int((gains.clamp(min=0) + LOSS * gains.clamp(max=0)).mean(0).argmax())
 
 
-@torch.no_grad()
-def measure(
-    network: DiQP,
-    dataset: PoolDataset,
-    device: torch.device,
-    precision: str,
-    items: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Measured:
-    """Gains at all shares on a validation pool. Raises DiqpError where it has no damaged frames."""
+def measure(streams: Iterable[Restored], config: DiQPConfig) -> Measured:
+    """Gains at all shares of what a network of ``config`` made of a validation pool (`restored_streams`).
+
+    Raises DiqpError where it has no damaged frames.
+    """
     found = Measured()
-    for seen in restored_streams(network, dataset, device, precision, items, progress):
+    for seen in streams:
         scale = 1 << (seen.bits - 8)
         change = seen.restored - seen.tile
         gains = [
-            luma_gain(seen.tile, seen.tile + share * change, seen.batch, network.config, 219 * scale).mean().item()
+            luma_gain(seen.tile, seen.tile + share * change, seen.batch, config, 219 * scale).mean().item()
             for share in SHARES
         ]
         found.luma[seen.codec, seen.qp].append(gains)
-        if network.config.colour == "ycbcr":
+        if config.colour == "ycbcr":
             found.chroma[seen.codec, seen.qp] += _chroma_gains(
                 unsited(change[:, 1:]), seen.batch.chroma, seen.batch.chroma_true, 224 * scale
             )
@@ -87,14 +81,17 @@ def _chroma_gains(change: Tensor, seen: Tensor, truth: Tensor, codes: int) -> li
     return result
 
 
-def trusted(network: DiQP, found: Measured) -> DiQP:
-    """The network with ``trust`` set for every codec and QP measured, and its chroma scaled where its head allows."""
+def trusted(network: DiQP, found: Measured, tile: int) -> DiQP:
+    """The network with ``trust`` set for every codec and QP measured, its chroma scaled where its head allows, and
+    ``tile`` as its default tile side.
+    """
     trust: dict[str, list[tuple[float, float]]] = defaultdict(list)
     chosen: dict[tuple[str, float], int] = {}
     for (codec, qp), rows in sorted(found.luma.items()):
         chosen[codec, qp] = best(rows)
         trust[codec].append((float(qp), SHARES[chosen[codec, qp]]))
-    config = dataclasses.replace(network.config, trust={codec: tuple(points) for codec, points in trust.items()})
+    points = {codec: tuple(pairs) for codec, pairs in trust.items()}
+    config = dataclasses.replace(network.config, trust=points, tile=tile)
     result = DiQP(config)
     result.load_state_dict(network.state_dict())
     rows = [planes[chosen[at]] for at, streams in found.chroma.items() for planes in streams]

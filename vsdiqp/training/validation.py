@@ -19,6 +19,7 @@ from vsdiqp.training.loss import luma_gain
 
 UNHARMED = 1e-6
 """Squared error (60 dB) under which a frame has nothing to gain: a dB there says nothing of pictures."""
+NOTHING = "the validation pool has no damaged frames of at least the network's smallest tile"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -96,9 +97,6 @@ def validate(
     result["mean"] = sum(everything) / len(everything)
     result["worst"] = min(everything)
     return result
-
-
-NOTHING = "the validation pool has no damaged frames of at least the network's smallest tile"
 
 
 def _codes(bits: int) -> int:
