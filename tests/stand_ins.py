@@ -27,6 +27,7 @@ class Config:
     uses_ahead: bool = False
     look_ahead_frames: int = 0
     neighbours: int = 0
+    first_pass: str = ""
 
 
 class Zero:

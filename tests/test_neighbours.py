@@ -122,16 +122,43 @@ def test_without_strength_no_neighbours_are_asked_for():
     assert Restorer(FP32, clip, Zero()).neighbours == 0
 
 
+def test_with_a_first_pass_its_frames_are_seen_and_searched():
+    """Noise of the decoded frames is neither shown nor in the way of the motion."""
+    clip = clip_format(size=SIZE)
+    clean = run_of(clip, moving_luma(7))
+    noise = np.random.default_rng(0)
+    noisy = run_of(clip, np.clip(moving_luma(7) + noise.normal(0, 25, (7, *SIZE[::-1])), 0, 255).astype(np.uint8))
+    (shown,) = seen(clip, clean).besides
+    (passed,) = seen(clip, dataclasses.replace(noisy, first=clean.sequence)).besides
+    assert torch.equal(passed, shown)
+
+
+def test_with_a_first_pass_frames_without_a_neighbour_see_what_it_made_of_themselves():
+    clip = clip_format(size=SIZE)
+    run, other = run_of(clip, moving_luma(7)), run_of(clip, moving_luma(7) // 2)
+    first, own = other.frames[0], run.frames[0]
+    run = dataclasses.replace(run, before=(own, own), first=(first, first, *other.frames, *other.after))
+    (beside,) = seen(clip, run).besides
+    made = torch.from_numpy(first[0].astype(np.float32) - 16) / 219
+    inside = (slice(0, SIZE[1]), slice(0, SIZE[0]))
+    assert torch.allclose(beside[0, 0, 0][inside], made, atol=1e-6)
+    assert torch.allclose(beside[0, 0, 2][inside], made, atol=1e-6)
+
+
 @pytest.mark.parametrize("bits", [8, 10])
 @pytest.mark.parametrize("first", [0, 1, 3])
-def test_training_shows_what_the_filter_shows(bits, first):
+@pytest.mark.parametrize("passes", [1, 2])
+def test_training_shows_what_the_filter_shows(bits, first, passes):
     """Also at the ends of the item, where the filter repeats the nearest frame."""
     clip = clip_format(bits=bits, size=SIZE)
     luma = moving_luma(7, bits=bits)
     chroma = np.full((2, 7, SIZE[1] // 2, SIZE[0] // 2), 1 << (bits - 1), luma.dtype)
     pictures = Clip(luma, chroma, bits)
     qps = np.full(7, 37.0, np.float32)
-    stream = DecodedStream(pictures, "hevc", 37.0, qps, True, "medium", "default", "cqp", False, 0)
+    stream = DecodedStream(pictures, "hevc", 37.0, qps, True, "medium", "default", "cqp", False, 0, 0)
+    made = moving_luma(7, (6, -2), bits)
+    if passes == 2:
+        stream = dataclasses.replace(stream, first=made)
     item = DecodedItem(0, pictures, (stream,), 1, (), ("a",))
     data = object.__new__(PoolDataset)
     data.neighbours, data.look_ahead, data.respect_cuts = 2, 0, True
@@ -144,6 +171,9 @@ def test_training_shows_what_the_filter_shows(bits, first):
     run = dataclasses.replace(
         run, before=tuple(sequence[:2]), frames=tuple(sequence[2:5]), after=tuple(sequence[5:]), ahead=sequence[4]
     )
+    if passes == 2:
+        after = {n: as_planes(clip, made[n]) for n in set(numbers.tolist())}
+        run = dataclasses.replace(run, first=tuple(after[n] for n in numbers.tolist()))
     (beside,) = seen(clip, run).besides
     assert sample.y_beside is not None
     shown = (sample.y_beside - 16 * 2 ** (bits - 8)) / (219 * 2 ** (bits - 8))

@@ -259,6 +259,22 @@ def test_clips_it_cannot_do_are_refused_by_name_of_the_limit(clip, network, text
         restore(Zero(**network), clip_format(**clip), colour())
 
 
+def test_a_first_pass_that_there_is_not_is_refused_at_once():
+    with pytest.raises(DiqpError, match=r"no model 'nowhere'.*base, lite"):
+        Restorer(FP32, clip_format(), Zero(neighbours=1, first_pass="nowhere"))
+    assert Restorer(FP32, clip_format(), Zero(neighbours=1, first_pass="lite")).first_pass == "lite"
+    without = dataclasses.replace(FP32, strength=0.0)
+    assert Restorer(without, clip_format(), Zero(neighbours=1, first_pass="lite")).first_pass == ""
+
+
+def test_a_run_without_its_first_pass_is_refused():
+    restorer = Restorer(FP32, clip_format(), Zero(neighbours=1, first_pass="lite"))
+    run = make_run(clip_format(), colour())
+    frame = run.frames[0]
+    with pytest.raises(DiqpError, match="0 frames of a first pass; model 'stand-in' needs 5"):
+        restorer.restore(dataclasses.replace(run, before=(frame,), after=(frame,)))
+
+
 def test_a_run_that_fails_leaves_the_next_ones_alone():
     clip = clip_format(size=(48, 32))
     restorer = Restorer(FP32, clip, Constant(0.02, colour="rgb"))

@@ -64,6 +64,13 @@ class Run:
     nearest frame on this side instead, possibly one of ``frames``: then with the same memory."""
     after: tuple[Planes, ...] = ()
     """The neighbours after the group, as many, in the same way."""
+    first: tuple[Planes, ...] = ()
+    """Of networks with a first pass: ``before``, ``frames`` and ``after`` as that restored them (read only)."""
+
+    @property
+    def sequence(self) -> tuple[Planes, ...]:
+        """The frames that neighbours are taken from, in order: those before the group, the group's, those after it."""
+        return self.first or (*self.before, *self.frames, *self.after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,17 +47,19 @@ RawRun = tuple[
     int,
     tuple[RawPlanes, ...],
     tuple[RawPlanes, ...],
+    tuple[RawPlanes, ...],
 ]
 """A run as the plugin passes it: frames n-1, n, n+1; look-ahead frame; targets; matrix, full range and chroma location;
 the properties _QP of the frames and their common _Codec; clip indices of the frames and the look-ahead frame; n; the
-neighbours before and after."""
+neighbours before and after; neighbours, frames, neighbours after a first pass, or nothing."""
 
 
 class Restorer(Protocol):
     """What the engine needs of :class:`vsdiqp.restorer.Restorer`.
 
-    Three attributes are optional: ``concurrency``, how many threads may call :meth:`restore` at once (1); ``codecs``,
-    names of the codecs it is made for (any); ``neighbours``, how many frames on each side of a group it is given (0).
+    Four attributes are optional: ``concurrency``, how many threads may call :meth:`restore` at once (1); ``codecs``,
+    names of the codecs it is made for (any); ``neighbours``, how many frames on each side of a group it is given (0);
+    ``first_pass``, the model that restores these beforehand ("": none).
     """
 
     look_ahead: int
@@ -92,6 +94,8 @@ class Engine:
         """Frames between a group's last frame and its look-ahead frame."""
         self.neighbours = int(getattr(self._restorer, "neighbours", 0))
         """Frames on each side of a group that its runs are given."""
+        self.first_pass = str(getattr(self._restorer, "first_pass", ""))
+        """Model whose restored frames its runs are given, too; empty: none."""
 
     def process(self, runs: Sequence[RawRun]) -> None:
         """Restore the runs of one group: returns when all their targets are filled.
@@ -119,7 +123,7 @@ class Engine:
             self._restorer.restore(run)
 
     def _run(self, run: RawRun) -> Run:
-        frames, ahead, targets, colour, stated, codec, indices, middle, before, after = run
+        frames, ahead, targets, colour, stated, codec, indices, middle, before, after, first = run
         qp, codec = self._qp.resolve(indices[:3], stated, codec)
         return Run(
             frames=(self._planes(frames[0]), self._planes(frames[1]), self._planes(frames[2])),
@@ -131,6 +135,7 @@ class Engine:
             middle=middle,
             before=tuple(self._planes(planes) for planes in before),
             after=tuple(self._planes(planes) for planes in after),
+            first=tuple(self._planes(planes) for planes in first),
         )
 
     def _target(self, planes: RawPlanes | None) -> Planes | None:

@@ -39,17 +39,19 @@ class Neighbours:
         self._prepared: list[NDArray[np.uint8]] = []
         self._luma = np.empty((clip.height, clip.width), np.uint8)
         self._frames: FrameMap | None = None
-        self._sequence: list[Planes] = []
+        self._sequence: tuple[Planes, ...] = ()
+        self._decoded = True
+        self._still: Vectors = np.zeros((*self._aligner.blocks, 2), np.int16)
         self._pairs: list[list[tuple[int, int]]] = []
         self._vectors: dict[tuple[int, int], Vectors | None] = {}
 
     def begin(self, run: Run, frames: FrameMap) -> None:
         """Find the motion between the frames of a run. ``frames`` reads them."""
         self._frames = frames
-        sequence = [*run.before, *run.frames, *run.after]
+        sequence = run.sequence
         first: dict[tuple[int, ...], int] = {}
         distinct = [first.setdefault(identity(planes), index) for index, planes in enumerate(sequence)]
-        self._sequence = sequence
+        self._sequence, self._decoded = sequence, not run.first
         while len(self._prepared) < len(sequence):
             self._prepared.append(self._aligner.allocate())
         for index in set(distinct):
@@ -76,7 +78,7 @@ class Neighbours:
     def fill(self, left: int, top: int, own: Tensor, out: Tensor) -> None:
         """Fill ``out`` (3, 2K, h, w) for the tile at ``left``, ``top`` whose frames' luma is ``own`` (3, h, w).
 
-        Frames that are not restored see themselves.
+        Frames that are not restored see themselves, and so do frames that have no neighbour there.
         """
         assert self._frames is not None
         height, width = out.shape[2:]
@@ -86,10 +88,11 @@ class Neighbours:
         for index, pairs in enumerate(self._pairs):
             for position, pair in enumerate(pairs):
                 vectors = self._vectors.get(pair)
-                if vectors is None:
+                if vectors is None and self._decoded:
                     out[index, position] = own[index]
-                else:
-                    jobs.setdefault(pair[1], []).append((vectors, out[index, position].numpy()))
+                    continue
+                seen, vectors = (pair[0], self._still) if vectors is None else (pair[1], vectors)
+                jobs.setdefault(seen, []).append((vectors, out[index, position].numpy()))
         luma = torch.empty((y1 - y0, x1 - x0))
         source = luma.numpy()
 

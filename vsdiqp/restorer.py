@@ -46,6 +46,10 @@ class Restorer:
                 # A backend makes the network its own; another that has to take over needs one as it was.
                 own = network if len(names) == 1 else copy.deepcopy(network)
             _check_size(clip, own.config)
+            if own.config.first_pass:
+                from vsdiqp.network import read_first_pass
+
+                read_first_pass(own.config.first_pass)
             plan = _plan(settings, clip, own.config, free_tiles(name))
             return Task(own, clip, plan, settings.strength, settings.precision, settings.batch, settings.device)
 
@@ -59,6 +63,8 @@ class Restorer:
         """T: frames between a group's last frame and its look-ahead frame. 0: the group's own last frame."""
         self.neighbours = config.neighbours if settings.strength > 0.0 else 0
         """Frames before and after a group that a run needs."""
+        self.first_pass = config.first_pass if self.neighbours else ""
+        """The model that restores frames before a run sees them as neighbours; empty: none."""
         self.codecs = config.codecs
         """Codecs that the network was trained for."""
         self.plan = opened.plan
@@ -76,6 +82,11 @@ class Restorer:
             raise DiqpError(
                 f"the codec is {run.codec!r}, but model {self._config.name!r} was trained for "
                 f"{' and '.join(self.codecs)}; choose another model"
+            )
+        expected = len(run.before) + len(run.frames) + len(run.after) if self.first_pass else 0
+        if len(run.first) != expected:
+            raise DiqpError(
+                f"a run came with {len(run.first)} frames of a first pass; model {self._config.name!r} needs {expected}"
             )
         if not math.isfinite(run.qp):
             raise DiqpError(f"the QP of frame {run.middle} is {run.qp}; it must be a number on {run.codec}'s scale")

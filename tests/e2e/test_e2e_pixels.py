@@ -1,4 +1,4 @@
-"""What the shipped network gives through vspipe: the same pixels whatever is asked in what order, in every format."""
+"""What the shipped networks give through vspipe: the same pixels whatever is asked in what order, in every format."""
 
 import json
 
@@ -8,6 +8,8 @@ import pytest
 WIDTH, HEIGHT, FRAMES, CUT = 128, 96, 11, 5
 FRAME = WIDTH * HEIGHT * 3 // 2
 RESTORE = 'clip = core.diqp.Restore(clip, qp=37, codec="hevc")'
+MODELS = {"lite": 3, "base": 6}
+"""Shipped networks, and how far the frames lie that a frame's pixels depend on: base sees what lite made of three."""
 
 
 def frames_of(data: bytes, size: int = FRAME) -> list[bytes]:
@@ -15,12 +17,23 @@ def frames_of(data: bytes, size: int = FRAME) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
+@pytest.fixture(scope="module", params=MODELS)
+def model(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def whole(vspipe, clip, tmp_path_factory) -> list[bytes]:
+def restore(model) -> str:
+    """A line of a script."""
+    return RESTORE.replace(")", f', model="{model}")')
+
+
+@pytest.fixture(scope="module")
+def whole(vspipe, clip, restore, tmp_path_factory) -> list[bytes]:
     """The restored clip, from one linear run."""
     path = tmp_path_factory.mktemp("whole") / "whole.vpy"
     path.write_text(
-        f"from vapoursynth import core\nclip = core.bs.VideoSource({str(clip)!r})\n{RESTORE}\nclip.set_output()\n"
+        f"from vapoursynth import core\nclip = core.bs.VideoSource({str(clip)!r})\n{restore}\nclip.set_output()\n"
     )
     return frames_of(vspipe(path, "-"))
 
@@ -41,21 +54,21 @@ def test_the_restoration_changes_every_frame_a_little(whole, untouched):
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (4, 7), (10, 10)])
-def test_a_range_is_that_part_of_the_whole(first, last, whole, vspipe, script):
-    part = frames_of(vspipe("-s", str(first), "-e", str(last), script(RESTORE), "-"))
+def test_a_range_is_that_part_of_the_whole(first, last, whole, restore, vspipe, script):
+    part = frames_of(vspipe("-s", str(first), "-e", str(last), script(restore), "-"))
     assert part == whole[first : last + 1]
 
 
 @pytest.mark.parametrize("skipped", [1, 2])
-def test_where_groups_begin_changes_no_pixel(skipped, whole, vspipe, script):
-    """A frame that has its three neighbours on each side becomes the same in whichever group of three it lies."""
-    later = frames_of(vspipe(script(f"clip = clip[{skipped}:]\n{RESTORE}"), "-"))
-    assert later[3:] == whole[skipped + 3 :]
+def test_where_groups_begin_changes_no_pixel(skipped, model, whole, restore, vspipe, script):
+    """A frame that has all it depends on becomes the same in whichever group of three it lies."""
+    later = frames_of(vspipe(script(f"clip = clip[{skipped}:]\n{restore}"), "-"))
+    assert later[MODELS[model] :] == whole[skipped + MODELS[model] :]
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_threads_change_no_pixel(threads, whole, vspipe, script):
-    path = script(f"core.num_threads = {threads}\n{RESTORE}")
+def test_threads_change_no_pixel(threads, whole, restore, vspipe, script):
+    path = script(f"core.num_threads = {threads}\n{restore}")
     assert frames_of(vspipe("-r", str(2 * threads), path, "-")) == whole
 
 
@@ -64,13 +77,15 @@ def test_strength_0_passes_the_clip_through(untouched, vspipe, script):
     assert frames_of(passed) == untouched
 
 
-def test_the_qp_matters(whole, vspipe, script):
-    assert frames_of(vspipe(script('clip = core.diqp.Restore(clip, qp=24, codec="hevc")'), "-")) != whole
+def test_the_qp_matters(whole, restore, vspipe, script):
+    assert frames_of(vspipe(script(restore.replace("37", "24")), "-")) != whole
 
 
-def test_readqp_tells_restore_what_it_would_be_told(whole, vspipe, script):
+def test_readqp_tells_restore_what_it_would_be_told(model, whole, vspipe, script):
     """With one number for all: the encode is of constant QP, so the mean of what is read is close to it."""
-    reading = "clip = core.diqp.ReadQP(clip, path)\nclip = core.diqp.Restore(clip)"
+    reading = "clip = core.diqp.ReadQP(clip, path)\nclip = core.diqp.Restore(clip, model=MODEL)".replace(
+        "MODEL", repr(model)
+    )
     path = script("")
     path.write_text(path.read_text().replace("core.bs.VideoSource(", "core.bs.VideoSource(path := "))
     path.write_text(path.read_text().replace("clip.set_output()", f"{reading}\nclip.set_output()"))
@@ -80,9 +95,9 @@ def test_readqp_tells_restore_what_it_would_be_told(whole, vspipe, script):
 
 
 @pytest.mark.slow
-def test_two_filters_in_a_row_do_what_they_do_one_after_the_other(whole, vspipe, script, tmp_path):
+def test_two_filters_in_a_row_do_what_they_do_one_after_the_other(whole, restore, vspipe, script, tmp_path):
     again = 'clip = core.diqp.Restore(clip, qp=160, codec="av1", strength=0.5)'
-    chained = vspipe(script(f"{RESTORE}\n{again}"), "-")
+    chained = vspipe(script(f"{restore}\n{again}"), "-")
 
     stored = tmp_path / "once.yuv"
     stored.write_bytes(b"".join(whole))
@@ -103,7 +118,7 @@ clip = core.std.ModifyFrame(clip, clip, fill)
 
 
 @pytest.mark.slow
-def test_a_marked_cut_separates_what_lies_on_its_sides(vspipe, script):
+def test_a_marked_cut_separates_what_lies_on_its_sides(restore, vspipe, script):
     mark = f"""
 def mark(n, f):
     frame = f.copy()
@@ -112,11 +127,11 @@ def mark(n, f):
     return frame
 clip = core.std.ModifyFrame(clip, clip, mark)
 """
-    whole = frames_of(vspipe(script(mark + RESTORE), "-"))
+    whole = frames_of(vspipe(script(mark + restore), "-"))
     blackened = f"black = core.std.BlankClip(clip, keep=True)\nclip = clip[:{CUT}] + black[{CUT}:]\n"
-    assert frames_of(vspipe(script(blackened + mark + RESTORE), "-"))[:CUT] == whole[:CUT]
+    assert frames_of(vspipe(script(blackened + mark + restore), "-"))[:CUT] == whole[:CUT]
     blackened = f"black = core.std.BlankClip(clip, keep=True)\nclip = black[:{CUT}] + clip[{CUT}:]\n"
-    assert frames_of(vspipe(script(blackened + mark + RESTORE), "-"))[CUT:] == whole[CUT:]
+    assert frames_of(vspipe(script(blackened + mark + restore), "-"))[CUT:] == whole[CUT:]
 
 
 FORMATS = {"YUV444P16": 6, "YUV410P8": 1.125, "GRAY8": 1, "RGBS": 12, "YUV422PH": 4}

@@ -120,6 +120,36 @@ def test_a_run_with_neighbours_equals_the_cpu_backend(name: str):
     assert changed > 0.5, "the network must do something for this to say something"
 
 
+FIRST_RUNS = {
+    "a first pass": RUNS["seven frames"],
+    "a first pass, the clip begins": RUNS["the clip begins"],
+    "a first pass of RGB": RUNS["RGB, whose luma is made of all planes"],
+}
+
+
+@pytest.mark.parametrize("name", FIRST_RUNS)
+def test_a_run_with_a_first_pass_equals_the_cpu_backend(name: str):
+    numbers, wanted, *other = FIRST_RUNS[name]
+    clip = other[0] if other else BESIDE_CLIP
+    config = replace(BESIDE, first_pass="lite")
+    made = {number: moving_frame(clip, number + 20) for number in set(numbers)}
+
+    def passed() -> Run:
+        return replace(beside_run(numbers, wanted, clip), first=tuple(made[number] for number in numbers))
+
+    ours, theirs, without = passed(), passed(), beside_run(numbers, wanted, clip)
+    open_on([HostDevice()], replace(beside_task(clip, batch=2), network=network(config))).restore(ours)
+    TorchBackend(replace(beside_task(clip), network=network(config)), torch.device("cpu"), "fp32").restore(theirs)
+    TorchBackend(beside_task(clip), torch.device("cpu"), "fp32").restore(without)
+    matters = 0.0
+    for a, b, c in zip(ours.targets, theirs.targets, without.targets, strict=True):
+        for x, y, plain in zip(a, b, c, strict=True):
+            assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
+            assert (x != y).mean() < 5e-3, "one code value, and that only near ties"
+            matters += (y != plain).mean()
+    assert matters > 0.1, "what the first pass made must be looked at for this to say something"
+
+
 def test_neighbours_matter_and_nothing_is_left_of_the_run_before():
     backend = open_on([HostDevice()], beside_task())
     first, still, again = beside_run(), beside_run((2, 2, 2, 3, 4, 4, 4)), beside_run()

@@ -17,7 +17,15 @@ from tests.network import vectors
 from tests.network.small import RELEASED, SMALL_LITE, network, picture, run
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import checkpoint
-from vsdiqp.network.checkpoint import METADATA_KEY, load_checkpoint, read_config, save_checkpoint, shipped
+from vsdiqp.network.checkpoint import (
+    METADATA_KEY,
+    load_checkpoint,
+    model_hash,
+    read_config,
+    read_first_pass,
+    save_checkpoint,
+    shipped,
+)
 
 
 @pytest.fixture
@@ -55,6 +63,27 @@ def test_metadata_is_kept_beside_the_description(lite: Path) -> None:
     about = header(lite)
     assert about["training"] == {"step": 7}
     assert about["config"]["widths"] == [8, 8, 16] and about["config"]["qp_range"]["av1"] == [40, 255]
+
+
+def test_a_first_pass_is_described_and_counts_as_part_of_the_model(lite: Path, tmp_path: Path) -> None:
+    two = dataclasses.replace(SMALL_LITE, first_pass=str(lite))
+    save_checkpoint(network(two), path := tmp_path / "two.safetensors")
+    assert read_config(path) == two
+    assert "first_pass" not in header(lite)["config"], "older versions read what has none"
+    before = model_hash(path)
+    assert before != model_hash(lite)
+    rewrite(lite, {**header(lite), "training": {"step": 8}})
+    assert model_hash(path) != before
+
+
+def test_a_first_pass_has_none_itself(lite: Path, tmp_path: Path) -> None:
+    two, three = tmp_path / "two.safetensors", tmp_path / "three.safetensors"
+    save_checkpoint(network(dataclasses.replace(SMALL_LITE, first_pass=str(lite))), two)
+    save_checkpoint(network(dataclasses.replace(SMALL_LITE, first_pass=str(two))), three)
+    assert read_first_pass(str(lite)) == SMALL_LITE
+    for refused in (read_first_pass, model_hash):
+        with pytest.raises(DiqpError, match="cannot be a first pass: it has one itself"):
+            refused(str(two) if refused is read_first_pass else three)
 
 
 def test_a_prepared_or_trained_network_saves_the_same(tmp_path: Path) -> None:

@@ -406,6 +406,7 @@ def test_a_network_with_guides_restores_frames() -> None:
         ({"depthwise_taps": 5, "joint": True}, "depthwise_taps"),
         ({"depthwise_taps": 3}, "joint"),
         ({"neighbours": 0}, "joint"),
+        ({"neighbours": 0, "joint": True, "first_pass": "lite"}, "first_pass is 'lite'"),
         ({"down_kernel": 3}, "down_kernel"),
         ({"codecs": ("hevc",)}, "qp_range"),
         ({"qp_range": {"hevc": (51, 12), "av1": (40, 255)}}, "qp_range of hevc"),

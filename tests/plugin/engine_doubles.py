@@ -84,6 +84,27 @@ class Mixer(Recorder):
                     np.copyto(new, old)
 
 
+class TwoPasses(Recorder):
+    """Has model "first" restore frames beforehand, which adds one to them."""
+
+    def __init__(self, settings: Settings, clip: ClipFormat) -> None:
+        super().__init__(settings, clip)
+        self.first_pass = "" if settings.model == "first" else "first"
+
+    def restore(self, run: Run) -> None:
+        super().restore(run)
+        Recorder.runs[-1].update(model=self.settings.model, first=[number_of(planes) for planes in run.first])
+
+
+class FirstFails(TwoPasses):
+    """As before, but the first pass cannot restore frame 7."""
+
+    def restore(self, run: Run) -> None:
+        if self.first_pass == "" and 7 in [number_of(planes) for planes in run.frames]:
+            raise DiqpError("out of luck")
+        super().restore(run)
+
+
 class Slow(Recorder):
     """Takes its time and uses two threads at once."""
 

@@ -194,6 +194,8 @@ class GpuBackend:
         """Batch by what a slot takes for itself and for one tile, and what is free, on the GPU with the least."""
         least = min(self._devices, key=lambda device: device.free_memory())
         free, used = least.free_memory(), least.watch_memory()
+        if self._task.network.config.first_pass:
+            free //= 2  # the first pass opens a backend of its own after this one
         try:
             probe = self._open(Size(self._task.plan, 1), [least], 1)
         except torch.OutOfMemoryError:

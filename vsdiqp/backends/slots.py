@@ -8,8 +8,8 @@ motion before the first batch, once a run, and `move_luma` to every batch.
 
 Memory of a slot for a clip of S bytes a frame, T tiles of w x h pixels in batches of B: 7 S page-locked, and on the
 GPU 36 T w h for the predictions, (66 or 132) B w h for tiles, results and look-ahead, and the network's activations.
-K neighbours on each side add, for frames of W x H: 2 K S page-locked, and on the GPU 24 K B w h and at most
-8.8 (3 + 2 K) (W + 256) (H + 256).
+K neighbours on each side add, for frames of W x H: 2 K S page-locked, 3 S more where they come from a first pass, and
+on the GPU 24 K B w h and at most 8.8 (3 + 2 K) (W + 256) (H + 256).
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ class Slot:
         self._starts = [(top, left) for top in plan.rows.starts for left in plan.columns.starts]
         self._firsts = [min(first, plan.count - batch) for first in range(0, plan.count, batch)]
         staged = layouts.StagedFrame.of(clip)
-        self._inputs = layouts.FRAMES + 2 * config.neighbours
+        self._inputs = layouts.FRAMES + 2 * config.neighbours + (layouts.GROUP if config.first_pass else 0)
         self._staging = device.map((self._inputs + layouts.GROUP) * staged.nbytes)
         self._numbers: Mapped | None = None
         try:
@@ -177,10 +177,10 @@ class Slot:
         """Copy the frames to staging, each once; of frames that only luma is needed of, luma alone."""
         staged = self._program.staged
         config = self._shared.network.config
-        sequence: list[Planes] = [*run.frames]
+        sequence: tuple[Planes, ...] = run.frames
         shown: list[Planes] = [*run.frames]
         if self._alignment is not None:
-            sequence = [*run.before, *run.frames, *run.after]
+            sequence = run.sequence
             if {len(run.before), len(run.after)} != {config.neighbours}:
                 raise DiqpError(
                     f"a run came with {len(run.before)} and {len(run.after)} frames around its group; this network "

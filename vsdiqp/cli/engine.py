@@ -58,16 +58,21 @@ def _build(args: argparse.Namespace) -> int:
     from vsdiqp.backends.engine_cache import EngineCache
     from vsdiqp.network import load_checkpoint
 
-    network = load_checkpoint(args.model)
-    config = network.config
-    tile = tuple(args.tile) if args.tile else (config.tile, config.tile)
-    if any(side < 1 or side % config.multiple for side in tile):
-        raise DiqpError(f"--tile is {tile[0]} {tile[1]}; this model takes multiples of {config.multiple}")
+    networks = [load_checkpoint(args.model)]
+    if networks[0].config.first_pass:
+        networks.append(load_checkpoint(networks[0].config.first_pass))
+    tiles = [tuple(args.tile) if args.tile else (n.config.tile, n.config.tile) for n in networks]
+    for network, tile in zip(networks, tiles, strict=True):
+        config = network.config
+        if any(side < 1 or side % config.multiple for side in tile):
+            raise DiqpError(f"--tile is {tile[0]} {tile[1]}; {config.name} takes multiples of {config.multiple}")
     (device,) = cuda.cuda_devices([args.device])
     started = time.monotonic()
-    print(f"building {config.name}, tiles of {tile[0]}x{tile[1]}, for {device.name} (minutes)...", file=sys.stderr)
-    tensorrt.engine_network(
-        network, device, (tile[0], tile[1]), args.batch, args.precision, tensorrt.TorchTensorRT(), EngineCache()
-    )
+    for network, tile in zip(networks, tiles, strict=True):
+        about = f"{network.config.name}, tiles of {tile[0]}x{tile[1]}, for {device.name}"
+        print(f"building {about} (minutes)...", file=sys.stderr)
+        tensorrt.engine_network(
+            network, device, (tile[0], tile[1]), args.batch, args.precision, tensorrt.TorchTensorRT(), EngineCache()
+        )
     print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr)
     return 0

@@ -55,6 +55,8 @@ def describe(config: "DiQPConfig", indent: str = "") -> str:
     guides = [name for name, used in (("look around", config.uses_around), ("look ahead", config.uses_ahead)) if used]
     seen = 3 + 2 * config.neighbours
     lines = [f"{config.name}: {ranges}; {config.colour}, tile {config.tile}, sees {seen} frames"]
+    if config.first_pass:
+        lines.append(f"  sees other frames as {config.first_pass} restores them")
     if guides:
         lines.append(f"  guides: {' and '.join(guides)}, T {config.frames_ahead}")
     if config.max_size:

@@ -98,7 +98,7 @@ def _trust(args: argparse.Namespace) -> list[Path]:
     from vsdiqp.errors import DiqpError
     from vsdiqp.network import load_checkpoint, read_metadata, save_checkpoint
     from vsdiqp.progress import ProgressLine
-    from vsdiqp.training.dataset import PoolDataset
+    from vsdiqp.training.first_pass import open_pool
     from vsdiqp.training.trust import measure, table, trusted
     from vsdiqp.training.validation import restored_streams
 
@@ -108,14 +108,7 @@ def _trust(args: argparse.Namespace) -> list[Path]:
         torch.set_num_threads(args.threads)
     network = load_checkpoint(args.checkpoint)
     config = network.config
-    dataset = PoolDataset(
-        args.validation,
-        codecs=config.codecs,
-        qp="nominal",
-        look_ahead=config.look_ahead_frames,
-        cache_bytes=0,
-        neighbours=config.neighbours,
-    )
+    dataset = open_pool(args.validation, config, "nominal", cache_bytes=0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with ProgressLine() as line:
         progress = partial(line, text="items")

@@ -1,6 +1,5 @@
 """The methods that ``vsdiqp evaluate`` can compare: each turns a decoded clip into a restored one."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,9 +79,9 @@ class Diqp:
 
 def _content(model: str) -> str:
     """Hash of the checkpoint that a shipped name or a path stands for. Raises DiqpError where there is none."""
-    from vsdiqp.network.checkpoint import resolve
+    from vsdiqp.network import model_hash
 
-    return hashlib.sha256(resolve(model).read_bytes()).hexdigest()[:16]
+    return model_hash(model)
 
 
 def parse_method(text: str) -> Method:

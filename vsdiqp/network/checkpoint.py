@@ -4,6 +4,7 @@ Nothing in a file is ever executed: safetensors holds tensors only, and released
 ``torch.load(weights_only=True)``.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -129,6 +130,27 @@ def resolve(model: str | Path) -> Path:
         f"no model {str(model)!r}: give the name of a shipped one ({', '.join(shipped()) or 'none is installed'}) or "
         f"the path of a .safetensors or released .pt checkpoint"
     )
+
+
+def model_hash(model: str | Path) -> str:
+    """16 hexadecimal digits that change with the checkpoint's file, or with that of its first pass."""
+    digest = hashlib.sha256(resolve(model).read_bytes())
+    first = read_config(model).first_pass
+    if first:
+        read_first_pass(first)
+        digest.update(model_hash(first).encode())
+    return digest.hexdigest()[:16]
+
+
+def read_first_pass(model: str) -> DiQPConfig:
+    """Describe the network of a first pass. Raises DiqpError where there is none, or where it has one itself."""
+    config = read_config(model)
+    if config.first_pass:
+        raise DiqpError(
+            f"model {model!r} cannot be a first pass: it has one itself ({config.first_pass!r}), and two passes are "
+            f"as many as there may be"
+        )
+    return config
 
 
 def read_config(model: str | Path) -> DiQPConfig:

@@ -46,6 +46,9 @@ class DiQPConfig:
     neighbours: int = 0
     """Frames on each side that every frame is seen beside, luma only and aligned to it (`vsdiqp.alignment`); only with
     ``stem_scale`` 2. 0: the other two frames of its group, as they lie."""
+    first_pass: str = ""
+    """The shipped network that restores the frames which ``neighbours`` are taken from and found by: they have less
+    damage than as decoded, and have themselves seen frames farther away. Empty: the decoded frames."""
     look_around: tuple[int, ...] = (7, 17, 23, 29)
     """Channels of Look Around's levels; empty drops the guide."""
     look_ahead: tuple[int, ...] = (7, 10, 13, 16)
@@ -99,6 +102,8 @@ class DiQPConfig:
             raise DiqpError("stem_blocks and head_blocks are parts of stem_scale 2; give 0 of both with stem_scale 1")
         if self.neighbours < 0 or (self.neighbours and self.stem_scale == 1):
             raise DiqpError(f"neighbours is {self.neighbours}; it may be 0, or more with stem_scale 2")
+        if self.first_pass and not self.neighbours:
+            raise DiqpError(f"first_pass is {self.first_pass!r}, but the network sees no neighbours; give neighbours")
         if not self.joint and not (self.neighbours and self.depthwise_taps == 1):
             raise DiqpError(
                 f"frames that go through the network one by one (joint = false) need neighbours to see others by, and "
@@ -186,6 +191,8 @@ class DiQPConfig:
             del values["trust"]  # older versions read what has none
         if not self.neighbours:
             del values["neighbours"]
+        if not self.first_pass:
+            del values["first_pass"]
         if self.joint:
             del values["joint"]
         return values

@@ -4,6 +4,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vsdiqp.network.checkpoint import read_first_pass
 from vsdiqp.network.config import FRAMES, DiQPConfig
 from vsdiqp.network.diqp import DiQP
 
@@ -12,8 +13,9 @@ def kmac(config: DiQPConfig) -> float:
     """Thousands of multiply-accumulates a pixel and frame, on a tile of the size the network was built for.
 
     Counts matrix products and convolutions as they run: packed weights with their zeros, attention's two products.
-    Aligning neighbours is not the network's work and not counted.
+    Aligning neighbours is not the network's work and not counted; a first pass is.
     """
+    before = kmac(read_first_pass(config.first_pass)) if config.first_pass else 0.0
     side = config.tile
     with torch.device("meta"):
         network = DiQP(config).prepare()
@@ -24,7 +26,7 @@ def kmac(config: DiQPConfig) -> float:
     # Only the plain form of attention is made of operations that the counter knows on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         network(*pictures, location, decay, *beside)
-    return counter.get_total_flops() / 2 / (FRAMES * side * side) / 1000
+    return before + counter.get_total_flops() / 2 / (FRAMES * side * side) / 1000
 
 
 def parameters(config: DiQPConfig) -> int:

@@ -48,6 +48,7 @@ Engine::Engine(const VSMap *arguments, const VSVideoInfo &clip, const VSAPI *api
     py::Object engine = py::host_function("create").call(py::tuple(arguments_dict(arguments, api), clip_dict(clip)));
     look_ahead_ = static_cast<int>(engine.attribute("look_ahead").as_integer());
     neighbours_ = static_cast<int>(engine.attribute("neighbours").as_integer());
+    first_pass_ = engine.attribute("first_pass").as_text();
     // Last, so that the member is never destroyed without the GIL because something above has thrown.
     engine_ = std::move(engine);
 }
@@ -81,6 +82,15 @@ py::Object Engine::frames_tuple(const std::vector<const SourceFrame *> &frames) 
     return py::tuple_of(frames.size(), [&](std::size_t i) { return planes_tuple(frames[i]->frame.get()); });
 }
 
+py::Object Engine::first_tuple(const EngineRun &run) const {
+    if (first_pass_.empty())
+        return py::tuple();
+    std::vector<const SourceFrame *> sequence(run.before);
+    sequence.insert(sequence.end(), run.frames.begin(), run.frames.end());
+    sequence.insert(sequence.end(), run.after.begin(), run.after.end());
+    return py::tuple_of(sequence.size(), [&](std::size_t i) { return planes_tuple(sequence[i]->first.get()); });
+}
+
 py::Object Engine::run_tuple(const EngineRun &run) const {
     // All frames of a run agree in colour and codec: a change of either is a cut.
     const FrameFacts &facts = run.frames[0]->facts;
@@ -101,7 +111,7 @@ py::Object Engine::run_tuple(const EngineRun &run) const {
                      py::text(facts.codec),
                      py::tuple(py::integer(run.plan.frames[0]), py::integer(run.plan.frames[1]),
                                py::integer(run.plan.frames[2]), py::integer(run.plan.ahead)),
-                     py::integer(run.middle), frames_tuple(run.before), frames_tuple(run.after));
+                     py::integer(run.middle), frames_tuple(run.before), frames_tuple(run.after), first_tuple(run));
 }
 
 void Engine::process(const std::vector<EngineRun> &runs) {

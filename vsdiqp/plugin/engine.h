@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <string>
 #include <vector>
 
 #include "facts.h"
@@ -13,6 +14,7 @@ namespace diqp {
 /// A frame handed to the engine, with what its properties say.
 struct SourceFrame {
     FrameRef frame;
+    FrameRef first; ///< the same frame after a first pass, where there is one
     FrameFacts facts;
 };
 
@@ -41,6 +43,9 @@ class Engine {
     /// Frames on each side of a group that its runs are given.
     int neighbours() const { return neighbours_; }
 
+    /// The model that restores frames before the engine sees them as neighbours; empty: none does.
+    const std::string &first_pass() const { return first_pass_; }
+
     /// Fills the targets of `runs`. Any thread may call it, several at once; it returns when they are filled. The GIL
     /// is free while the engine works or waits. Throws Error.
     void process(const std::vector<EngineRun> &runs);
@@ -48,6 +53,7 @@ class Engine {
   private:
     py::Object run_tuple(const EngineRun &run) const;
     py::Object frames_tuple(const std::vector<const SourceFrame *> &frames) const;
+    py::Object first_tuple(const EngineRun &run) const;
     py::Object planes_tuple(const VSFrame *frame) const;
     py::Object writable_planes_tuple(VSFrame *frame) const;
 
@@ -56,6 +62,7 @@ class Engine {
     py::Object engine_;
     int look_ahead_ = 0;
     int neighbours_ = 0;
+    std::string first_pass_;
 };
 
 /// The arguments in `map` but for its nodes, as a Python dict of tuples.

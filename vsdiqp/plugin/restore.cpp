@@ -1,11 +1,16 @@
-// diqp.Restore: three nodes in a row.
+// diqp.Restore: three nodes in a row, or twice three for networks with a first pass.
 //
 //   source -> Fetch -> Group -> Restore
+//   source -> Fetch -> Group -> FirstPass -> Fetch -> Group -> Restore
 //
 // Fetch passes frames on and puts them into the sliding window before anybody can ask for them again. Group restores
-// one group per "frame". Restore picks a frame out of its group. The nodes make the core do the waiting: it merges
-// concurrent requests for one frame of an inner node into one evaluation, so each source frame is fetched once and each
-// group restored once without a thread ever blocking on another's work, and an error reaches all who asked.
+// one group per "frame". Restore (and FirstPass) picks a frame out of its group. The nodes make the core do the
+// waiting: it merges concurrent requests for one frame of an inner node into one evaluation, so each source frame is
+// fetched once and each group restored once without a thread ever blocking on another's work, and an error reaches all
+// who asked.
+//
+// Restored frames of a first pass carry the source's as a property, so that the second is handed both and the source is
+// still asked for every frame once.
 
 #include "restore.h"
 
@@ -32,14 +37,18 @@ constexpr const char *kFilterName = "diqp.Restore";
 /// Frame property in which Group hands its restored frames to Restore.
 constexpr const char *kMembersKey = "members";
 
+/// Frame property in which a first pass hands on the source's frame.
+constexpr const char *kSourceKey = "_diqp_source";
+
 /// Restored frames of a group by position; empty where another group restores that frame.
 using Members = std::shared_ptr<const std::array<FrameRef, kGroupSize>>;
 
 /// What the three nodes share.
 class Restorer {
   public:
-    Restorer(const VSMap *arguments, const VSVideoInfo &clip, VSCore *core, const VSAPI *api)
-        : api(api), clip(clip), engine(arguments, clip, api),
+    /// `is_first_pass`: the frames are for another pass.
+    Restorer(const VSMap *arguments, const VSVideoInfo &clip, bool is_first_pass, VSCore *core, const VSAPI *api)
+        : api(api), clip(clip), is_first_pass(is_first_pass), engine(arguments, clip, api),
           groups{clip.numFrames, engine.look_ahead(), engine.neighbours()},
           window(groups, groups_in_flight(core, api) + kSpareGroups),
           finished(static_cast<std::size_t>(std::max(kFinishedGroups, groups_in_flight(core, api) + kSpareGroups))) {}
@@ -55,11 +64,24 @@ class Restorer {
                 "frame %d is interlaced (_FieldBased); deinterlace first, the networks know whole frames", frame);
     }
 
+    /// What Fetch hands on, with the source's frame where a first pass came before it.
+    SourceFrame source_frame(FrameRef frame) const {
+        if (engine.first_pass().empty()) {
+            const FrameFacts facts = FrameFacts::of(frame.get(), clip, api);
+            return {std::move(frame), {}, facts};
+        }
+        const VSMap *properties = api->getFramePropertiesRO(frame.get());
+        FrameRef source(api->mapGetFrame(properties, kSourceKey, 0, nullptr), api);
+        const FrameFacts facts = FrameFacts::of(source.get(), clip, api);
+        return {std::move(source), std::move(frame), facts};
+    }
+
     /// Restores `group` from the frames of its window.
     Members restore(int group, const std::vector<SourceFrame> &frames, VSCore *core);
 
     const VSAPI *const api;
     const VSVideoInfo clip;
+    const bool is_first_pass;
     Engine engine;
     const Groups groups;
 
@@ -103,9 +125,14 @@ Members Restorer::restore(int group, const std::vector<SourceFrame> &frames, VSC
             if (!plan.targets[i])
                 continue;
             const VSFrame *original = run.frames[i]->frame.get();
-            remark(run.frames[i]->facts, plan.frames[i], core);
+            if (!is_first_pass)
+                remark(run.frames[i]->facts, plan.frames[i], core);
             restored.emplace_back(
                 i, NewFrame(api->newVideoFrame(&clip.format, clip.width, clip.height, original, core), api));
+            if (is_first_pass) {
+                VSMap *properties = api->getFramePropertiesRW(restored.back().second.get());
+                api->mapSetFrame(properties, kSourceKey, original, maReplace);
+            }
             run.targets[i] = restored.back().second.get();
         }
         std::transform(plan.before.begin(), plan.before.end(), std::back_inserter(run.before), source);
@@ -140,13 +167,13 @@ const VSFrame *fetch(int n, int reason, Stage &stage, VSFrameContext *context) {
         {
             const std::lock_guard<std::mutex> lock(restorer.mutex);
             if (const SourceFrame *held = restorer.window.find(n))
-                return FrameRef(held->frame).release();
+                return FrameRef(held->first ? held->first : held->frame).release();
         }
         restorer.api->requestFrameFilter(n, stage.input.get(), context);
         return nullptr;
     }
     FrameRef frame(restorer.api->getFrameFilter(n, stage.input.get(), context), restorer.api);
-    SourceFrame source{frame, FrameFacts::of(frame.get(), restorer.clip, restorer.api)};
+    SourceFrame source = restorer.source_frame(frame);
     const std::lock_guard<std::mutex> lock(restorer.mutex);
     restorer.window.put(n, std::move(source));
     return frame.release();
@@ -189,8 +216,7 @@ class PendingGroup {
     void take_missing(VSNode *node, VSFrameContext *context) {
         for (const std::size_t i : missing_) {
             FrameRef frame(restorer_.api->getFrameFilter(first_ + static_cast<int>(i), node, context), restorer_.api);
-            frames_[i].facts = FrameFacts::of(frame.get(), restorer_.clip, restorer_.api);
-            frames_[i].frame = std::move(frame);
+            frames_[i] = restorer_.source_frame(std::move(frame));
         }
         missing_.clear();
     }
@@ -336,6 +362,35 @@ NodeRef make_inner(const char *name, const VSVideoInfo &info, VSFilterGetFrame g
     return {node, api};
 }
 
+/// The nodes that restore what `source` gives, and the last of them; for a first pass in front of another, or the one
+/// that users see.
+std::pair<NodeRef, std::shared_ptr<Restorer>> make_groups(const VSMap *arguments, NodeRef source, bool is_first_pass,
+                                                          VSCore *core, const VSAPI *api);
+
+/// Frames as the model `name` restores them, each with the source's.
+NodeRef make_first_pass(const VSMap *arguments, const std::string &name, NodeRef source, VSCore *core,
+                        const VSAPI *api) {
+    const MapRef own(api);
+    api->copyMap(arguments, own.get());
+    api->mapSetData(own.get(), "model", name.data(), static_cast<int>(name.size()), dtUtf8, maReplace);
+    api->mapSetFloat(own.get(), "strength", 1.0, maReplace);
+    auto [groups, restorer] = make_groups(own.get(), std::move(source), true, core, api);
+    return make_inner("FirstPass", restorer->clip, get_restore, restorer, std::move(groups), core);
+}
+
+std::pair<NodeRef, std::shared_ptr<Restorer>> make_groups(const VSMap *arguments, NodeRef source, bool is_first_pass,
+                                                          VSCore *core, const VSAPI *api) {
+    const VSVideoInfo clip = *api->getVideoInfo(source.get());
+    auto restorer = std::make_shared<Restorer>(arguments, clip, is_first_pass, core, api);
+    const std::string &first_pass = restorer->engine.first_pass();
+    if (!first_pass.empty())
+        source = make_first_pass(arguments, first_pass, std::move(source), core, api);
+    NodeRef fetched = make_inner("Fetch", clip, get_fetch, restorer, std::move(source), core);
+    NodeRef groups = make_inner("Group", carrier_info(restorer->groups, clip, core, api), get_group, restorer,
+                                std::move(fetched), core);
+    return {std::move(groups), std::move(restorer)};
+}
+
 void check(const VSVideoInfo &clip) {
     if (clip.format.colorFamily == cfUndefined || clip.width == 0 || clip.height == 0)
         throw Error("the clip changes its format or size, and only constant ones are accepted: convert it first, for "
@@ -347,15 +402,11 @@ void check(const VSVideoInfo &clip) {
 void VS_CC create_restore(const VSMap *in, VSMap *out, void *, VSCore *core, const VSAPI *api) {
     try {
         NodeRef source(api->mapGetNode(in, "clip", 0, nullptr), api);
-        const VSVideoInfo &clip = *api->getVideoInfo(source.get());
-        check(clip);
-        const auto restorer = std::make_shared<Restorer>(in, clip, core, api);
-        NodeRef fetched = make_inner("Fetch", clip, get_fetch, restorer, std::move(source), core);
-        NodeRef restored = make_inner("Group", carrier_info(restorer->groups, clip, core, api), get_group, restorer,
-                                      std::move(fetched), core);
+        check(*api->getVideoInfo(source.get()));
+        auto [groups, restorer] = make_groups(in, std::move(source), false, core, api);
 
-        const VSFilterDependency dependency{restored.get(), rpGeneral};
-        auto stage = std::make_unique<Stage>(Stage{restorer, std::move(restored)});
+        const VSFilterDependency dependency{groups.get(), rpGeneral};
+        auto stage = std::make_unique<Stage>(Stage{restorer, std::move(groups)});
         api->createVideoFilter(out, "Restore", &restorer->clip, get_restore, free_stage, fmParallel, &dependency, 1,
                                stage.release(), core);
     } catch (const std::exception &error) {

@@ -81,7 +81,12 @@ class NodeRef {
     /// Takes over the caller's reference.
     NodeRef(VSNode *node, const VSAPI *api) : node_(node), api_(api) {}
     NodeRef(NodeRef &&other) noexcept : node_(std::exchange(other.node_, nullptr)), api_(other.api_) {}
-    NodeRef &operator=(NodeRef &&) = delete;
+
+    NodeRef &operator=(NodeRef &&other) noexcept {
+        std::swap(node_, other.node_);
+        std::swap(api_, other.api_);
+        return *this;
+    }
 
     ~NodeRef() {
         if (node_)
@@ -92,6 +97,21 @@ class NodeRef {
 
   private:
     VSNode *node_;
+    const VSAPI *api_;
+};
+
+/// A map that ends with its owner.
+class MapRef {
+  public:
+    explicit MapRef(const VSAPI *api) : map_(api->createMap()), api_(api) {}
+    MapRef(const MapRef &) = delete;
+    MapRef &operator=(const MapRef &) = delete;
+    ~MapRef() { api_->freeMap(map_); }
+
+    VSMap *get() const { return map_; }
+
+  private:
+    VSMap *map_;
     const VSAPI *api_;
 };
 

@@ -1,7 +1,7 @@
 """Training samples from a pool: decoded and pristine planes of three consecutive frames, cut on the coding grid."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class DecodedStream:
     flat: bool
     position: int
     """Index of the first of these frames in the stream that was encoded."""
+    number: int = 0
+    """Its place among the item's encodes."""
+    first: Samples | None = None
+    """[F,H,W] luma as a first network restores it, where there is a first pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,17 @@ class DecodedItem:
     def nbytes(self) -> int:
         """Memory of all samples."""
         clips = (self.source, *(stream.clip for stream in self.degraded))
-        return int(sum(clip.y.nbytes + clip.c.nbytes for clip in clips))
+        first = sum(stream.first.nbytes for stream in self.degraded if stream.first is not None)
+        return int(sum(clip.y.nbytes + clip.c.nbytes for clip in clips)) + first
+
+    def scene(self, frame: int) -> tuple[int, int]:
+        """First and last frame of the scene that ``frame`` belongs to."""
+        starts = [0, *sorted(self.cuts), self.source.frames]
+        return max(n for n in starts if n <= frame), min(n for n in starts if n > frame) - 1
+
+
+RestoreStream = Callable[[DecodedItem, DecodedStream], Samples]
+"""What restores a stream for those who look at its frames as neighbours: [F,H,W] luma in the item's own depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,7 @@ class PoolDataset:
     - ``respect_cuts``: frames beyond a cut are replaced by the nearest on the middle frame's side, as the filter does
       when it's told of cuts.
     - ``neighbours``: K, frames on each side of every frame to align to it.
+    - ``first_pass``: restores the frames that neighbours are taken from and found by (`vsdiqp.training.first_pass`).
 
     Items made after this object was: ``refresh()``. Raises DiqpError for a folder without a pool.
     """
@@ -119,6 +134,7 @@ class PoolDataset:
         respect_cuts: bool = True,
         cache_bytes: int = 9 << 30,
         neighbours: int = 0,
+        first_pass: RestoreStream | None = None,
     ) -> None:
         if qp not in ("frames", "nominal", "mixed"):
             raise DiqpError(f"qp is {qp!r}; give frames, nominal or mixed")
@@ -132,6 +148,7 @@ class PoolDataset:
         self.qp = qp
         self.respect_cuts = respect_cuts
         self.neighbours = neighbours
+        self._first_pass = first_pass
         self._cache_bytes = cache_bytes
         self._entries: list[dict[str, Any]] = []
         self._kept: dict[int, DecodedItem] = {}
@@ -173,7 +190,7 @@ class PoolDataset:
     def _decode(self, entry: dict[str, Any]) -> DecodedItem:
         source = decode(read_stream(self.folder, entry, entry["source"]))
         degraded = []
-        for about in entry["degraded"]:
+        for number, about in enumerate(entry["degraded"]):
             if about["codec"] not in self.codecs:
                 continue
             data = read_stream(self.folder, entry, about["stream"])
@@ -191,11 +208,16 @@ class PoolDataset:
                     mode=about["mode"],
                     flat=about["flat"],
                     position=about["first"],
+                    number=number,
                 )
             )
-        return DecodedItem(
+        item = DecodedItem(
             entry["item"], source, tuple(degraded), entry["matrix"], tuple(entry["cuts"]), tuple(entry["sources"])
         )
+        if self._first_pass is None:
+            return item
+        passed = (replace(stream, first=self._first_pass(item, stream)) for stream in item.degraded)
+        return replace(item, degraded=tuple(passed))
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """A random sample: item, encode, triplet and place all evenly drawn."""
@@ -244,6 +266,7 @@ class PoolDataset:
         plain = order[0] + 1 == order[1] == order[2] - 1
         whole: Any = slice(order[0], order[2] + 1) if plain else order
         y, c = stream.clip.y[whole], stream.clip.c[:, whole]
+        seen = stream.clip.y if stream.first is None else stream.first
         return Sample(
             y=y[:, rows, columns],
             c=c[:, :, half_rows, half_columns],
@@ -262,7 +285,7 @@ class PoolDataset:
             codec=stream.codec,
             bits=item.source.bits,
             matrix=item.matrix,
-            y_beside=self._beside(stream.clip.y, item.source.bits, order, (first, last), place, size),
+            y_beside=self._beside(seen, item.source.bits, order, (first, last), place, size),
         )
 
     def _beside(
@@ -295,14 +318,7 @@ class PoolDataset:
         return aligned
 
     def _scene(self, item: DecodedItem, middle: int) -> tuple[int, int]:
-        first, last = 0, item.source.frames - 1
-        if self.respect_cuts:
-            for cut in item.cuts:
-                if cut <= middle:
-                    first = max(first, cut)
-                else:
-                    last = min(last, cut - 1)
-        return first, last
+        return item.scene(middle) if self.respect_cuts else (0, item.source.frames - 1)
 
 
 def _eight_bits(luma: Samples, bits: int) -> NDArray[np.uint8]:

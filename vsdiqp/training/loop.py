@@ -23,6 +23,7 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
 from vsdiqp.training.batches import Batch, Batches, predict
 from vsdiqp.training.dataset import PoolDataset
+from vsdiqp.training.first_pass import open_pool
 from vsdiqp.training.growth import grow
 from vsdiqp.training.loss import distillation_loss, imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
@@ -190,19 +191,8 @@ class Trainer:
     def run(self) -> Path:
         """Train to the last step, or as long as ``minutes`` allows; a step at least. Returns the checkpoint's path."""
         s = self.settings
-        dataset = PoolDataset(
-            s.pool,
-            codecs=s.network.codecs,
-            crop=(s.crop, s.crop),
-            look_ahead=s.network.look_ahead_frames,
-            cache_bytes=int(s.cache_gib * 2**30),
-            neighbours=s.network.neighbours,
-        )
-        validation = (
-            PoolDataset(s.validation, codecs=s.network.codecs, qp="nominal", neighbours=s.network.neighbours)
-            if s.validation
-            else None
-        )
+        dataset = open_pool(s.pool, s.network, crop=(s.crop, s.crop), cache_bytes=int(s.cache_gib * 2**30))
+        validation = open_pool(s.validation, s.network, "nominal") if s.validation else None
         # A resumed run draws other samples than the ones it has seen, and every process its own.
         seed = s.seed + 1000 * self.rank + self.step
         teacher = load_teacher(s.teacher, s.network) if s.teacher and self.step < s.teacher_steps[1] else None

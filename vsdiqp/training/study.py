@@ -117,20 +117,14 @@ def train_shape(name: str, settings: TrainSettings, items: int = 0) -> Shape:
     items: how many validation items to use; 0 takes all. Raises DiqpError without a validation pool.
     """
     from vsdiqp.network.cost import kmac, parameters
-    from vsdiqp.training.dataset import PoolDataset
+    from vsdiqp.training.first_pass import open_pool
     from vsdiqp.training.loop import Trainer
     from vsdiqp.training.validation import validate
 
     if not settings.validation:
         raise DiqpError("shapes are compared on a validation pool: give --validation FOLDER")
     network = settings.network
-    pool = PoolDataset(
-        settings.validation,
-        network.codecs,
-        qp="nominal",
-        look_ahead=network.look_ahead_frames,
-        neighbours=network.neighbours,
-    )
+    pool = open_pool(settings.validation, network, "nominal")
     # What is compared is measured once, at the end; validation on the way would cost time and change nothing.
     trainer = Trainer(replace(settings, validation=""))
     trainer.run()

@@ -120,7 +120,7 @@ def load_teacher(path: Path | str, pupil: DiQPConfig) -> "Teacher | DiQP":
     except (DiqpError, SafetensorError) as error:
         raise DiqpError(f"{path} is no teacher ({error}); a file that --fit-teacher wrote is one, too") from None
     network = load_checkpoint(file)
-    for name in ("colour", "neighbours", "codecs", "uses_around", "uses_ahead", "stem_scale"):
+    for name in ("colour", "neighbours", "first_pass", "codecs", "uses_around", "uses_ahead", "stem_scale"):
         its, own = getattr(network.config, name), getattr(pupil, name)
         if its != own:
             raise DiqpError(
