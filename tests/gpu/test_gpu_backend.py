@@ -1,6 +1,7 @@
 """The GPU backend's whole way of a run, on a CPU that stands in for the GPU, against the CPU backend."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,8 @@ from vsdiqp.backends.memory import Size
 from vsdiqp.clip import ClipFormat, FrameColour, Planes, Run
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig
+
+Targets = Sequence[Planes | None]
 
 CLIP = ClipFormat("YUV", "integer", 10, 1, 1, 80, 48, 12)
 COLOUR = FrameColour(1, False, 0)
@@ -79,18 +82,24 @@ def open_on(devices: list[HostDevice], the_task: Task, build=None) -> GpuBackend
     return GpuBackend(the_task, devices, "fp32", "eager", predictor, record=True)
 
 
+def alike(ours: Targets, theirs: Targets, others: Targets) -> float:
+    """The sum over planes of the share of samples that differ from ``others``; ours and theirs must be alike."""
+    different = 0.0
+    for a, b, c in zip(ours, theirs, others, strict=True):
+        assert (a is None) == (b is None)
+        for x, y, other in zip(a or (), b or (), c or (), strict=False):
+            assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
+            assert (x != y).mean() < 5e-3, "one code value, and that only near ties"
+            different += (x != other).mean()
+    return different
+
+
 def test_a_run_equals_the_cpu_backend():
     ours, theirs = run(), run()
     backend = open_on([HostDevice()], task())
     backend.restore(ours)
     TorchBackend(task(), torch.device("cpu"), "fp32").restore(theirs)
-    different = 0
-    for a, b, source in zip(ours.targets, theirs.targets, ours.frames, strict=True):
-        for x, y, s in zip(a, b, source, strict=True):
-            assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
-            assert (x != y).mean() < 5e-3, "one code value, and that only near ties"
-            different += (x != s).mean()
-    assert different > 0.5, "the network must do something for this to say something"
+    assert alike(ours.targets, theirs.targets, ours.frames) > 0.5, "the network must do something to say something"
 
 
 PLAIN = replace(BESIDE_CLIP, subsampling_w=0, subsampling_h=0)
@@ -110,14 +119,7 @@ def test_a_run_with_neighbours_equals_the_cpu_backend(name: str):
     clip = RUNS[name][2] if len(RUNS[name]) > 2 else BESIDE_CLIP
     open_on([HostDevice()], beside_task(clip, batch=2)).restore(ours)
     TorchBackend(beside_task(clip), torch.device("cpu"), "fp32").restore(theirs)
-    changed = 0.0
-    for a, b, source in zip(ours.targets, theirs.targets, ours.frames, strict=True):
-        assert (a is None) == (b is None)
-        for x, y, s in zip(a or (), b or (), source, strict=False):
-            assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
-            assert (x != y).mean() < 5e-3, "one code value, and that only near ties"
-            changed += (x != s).mean()
-    assert changed > 0.5, "the network must do something for this to say something"
+    assert alike(ours.targets, theirs.targets, ours.frames) > 0.5, "the network must do something to say something"
 
 
 FIRST_RUNS = {
@@ -141,12 +143,7 @@ def test_a_run_with_a_first_pass_equals_the_cpu_backend(name: str):
     open_on([HostDevice()], replace(beside_task(clip, batch=2), network=network(config))).restore(ours)
     TorchBackend(replace(beside_task(clip), network=network(config)), torch.device("cpu"), "fp32").restore(theirs)
     TorchBackend(beside_task(clip), torch.device("cpu"), "fp32").restore(without)
-    matters = 0.0
-    for a, b, c in zip(ours.targets, theirs.targets, without.targets, strict=True):
-        for x, y, plain in zip(a, b, c, strict=True):
-            assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
-            assert (x != y).mean() < 5e-3, "one code value, and that only near ties"
-            matters += (y != plain).mean()
+    matters = alike(ours.targets, theirs.targets, without.targets)
     assert matters > 0.1, "what the first pass made must be looked at for this to say something"
 
 
