@@ -42,7 +42,7 @@ def run_of(clip: ClipFormat, luma: np.ndarray, count: int = 2) -> Run:
 
 def seen(clip: ClipFormat, run: Run, settings: Settings = FP32) -> Zero:
     """The stand-in network after it was shown a run."""
-    network = Zero(neighbours=2, tile=256, multiple=8)
+    network = Zero(neighbours=2, tile=256, multiple=8, first_pass="lite" if run.first else "")
     Restorer(settings, clip, network).restore(run)
     return network
 
