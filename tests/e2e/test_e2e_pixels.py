@@ -83,9 +83,7 @@ def test_the_qp_matters(whole, restore, vspipe, script):
 
 def test_readqp_tells_restore_what_it_would_be_told(model, whole, vspipe, script):
     """With one number for all: the encode is of constant QP, so the mean of what is read is close to it."""
-    reading = "clip = core.diqp.ReadQP(clip, path)\nclip = core.diqp.Restore(clip, model=MODEL)".replace(
-        "MODEL", repr(model)
-    )
+    reading = f"clip = core.diqp.ReadQP(clip, path)\nclip = core.diqp.Restore(clip, model={model!r})"
     path = script("")
     path.write_text(path.read_text().replace("core.bs.VideoSource(", "core.bs.VideoSource(path := "))
     path.write_text(path.read_text().replace("clip.set_output()", f"{reading}\nclip.set_output()"))

@@ -59,8 +59,10 @@ class Diqp:
 
     @property
     def key(self) -> str:
-        """Version, arguments, and the checkpoint's content where it is a file."""
-        return f"diqp {__version__} {_content(self.model)} {sorted(self.arguments.items())}"
+        """Version, arguments, and the checkpoint's content. Raises DiqpError where there is no such checkpoint."""
+        from vsdiqp.network import model_hash
+
+        return f"diqp {__version__} {model_hash(self.model)} {sorted(self.arguments.items())}"
 
     def restore(self, clip: Node, codec: str, qp: float) -> Node:
         """Raises DiqpError where the plugin is not loaded or refuses the clip."""
@@ -75,13 +77,6 @@ class Diqp:
             return core().diqp.Restore(clip, model=self.model, **arguments)
         except vapoursynth.Error as error:
             raise DiqpError(str(error)) from error
-
-
-def _content(model: str) -> str:
-    """Hash of the checkpoint that a shipped name or a path stands for. Raises DiqpError where there is none."""
-    from vsdiqp.network import model_hash
-
-    return model_hash(model)
 
 
 def parse_method(text: str) -> Method:

@@ -362,8 +362,8 @@ NodeRef make_inner(const char *name, const VSVideoInfo &info, VSFilterGetFrame g
     return {node, api};
 }
 
-/// The nodes that restore what `source` gives, and the last of them; for a first pass in front of another, or the one
-/// that users see.
+/// Fetch and Group in front of a Restore or FirstPass node, with a first pass before them where the network has one:
+/// Group, and what the nodes share.
 std::pair<NodeRef, std::shared_ptr<Restorer>> make_groups(const VSMap *arguments, NodeRef source, bool is_first_pass,
                                                           VSCore *core, const VSAPI *api);
 
