@@ -29,6 +29,10 @@ class Config:
     neighbours: int = 0
     first_pass: str = ""
 
+    @property
+    def seen(self) -> int:
+        return 2 * self.neighbours + bool(self.first_pass)
+
 
 class Zero:
     """Predicts nothing, and remembers what it was shown."""

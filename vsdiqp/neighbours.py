@@ -3,7 +3,7 @@
 Motion is found once a run on whole frames, so vectors do not depend on the tiles; luma is moved tile by tile.
 
 Memory for frames of W x H pixels and K neighbours on each side: 4.5 (3 + 2K) (W + 256) (H + 256) bytes at most, kept
-between runs, and 24 K w h + 4 (w + 152) (h + 152) bytes for a tile of w x h.
+between runs, and 12 S w h + 4 (w + 152) (h + 152) bytes for a tile of w x h beside which S frames are seen.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsdiqp.alignment import MARGIN, Aligner, Vectors, compensate, neighbour_steps, search_luma
+from vsdiqp.alignment import MARGIN, Aligner, Vectors, compensate, search_luma, seen_steps
 from vsdiqp.clip import ClipFormat, Planes, Run
 from vsdiqp.planes import FrameMap, identity
 
@@ -29,11 +29,12 @@ BYTES: Final = 4.5
 class Neighbours:
     """Aligns the frames of one run after the other. ``begin`` a run, then ``fill`` its tiles. For one thread.
 
+    ``seen``: how many frames each frame is seen beside (`vsdiqp.alignment.seen_steps`).
     ``threads``: how many work on a run at once; results do not depend on it.
     """
 
-    def __init__(self, clip: ClipFormat, count: int, threads: int = 1) -> None:
-        self._clip, self._count = clip, count
+    def __init__(self, clip: ClipFormat, seen: int, threads: int = 1) -> None:
+        self._clip, self._count, self._steps = clip, seen // 2, seen_steps(seen)
         self._aligner = Aligner(clip.width, clip.height)
         self._pool = ThreadPoolExecutor(threads, "vsdiqp-align") if threads > 1 else None
         self._prepared: list[NDArray[np.uint8]] = []
@@ -59,7 +60,7 @@ class Neighbours:
         wanted = {
             (distinct[self._count + index], distinct[self._count + index + step])
             for index, target in enumerate(run.targets)
-            for step in neighbour_steps(self._count)
+            for step in self._steps
             if target is not None
         }
         self._vectors = dict.fromkeys(wanted)
@@ -71,12 +72,12 @@ class Neighbours:
 
         self._vectors.update(zip(moving, self._each(search, moving), strict=True))
         self._pairs = [
-            [(distinct[self._count + i], distinct[self._count + i + step]) for step in neighbour_steps(self._count)]
+            [(distinct[self._count + i], distinct[self._count + i + step]) for step in self._steps]
             for i in range(len(run.frames))
         ]
 
     def fill(self, left: int, top: int, own: Tensor, out: Tensor) -> None:
-        """Fill ``out`` (3, 2K, h, w) for the tile at ``left``, ``top`` whose frames' luma is ``own`` (3, h, w).
+        """Fill ``out`` (3, ``seen``, h, w) for the tile at ``left``, ``top`` whose frames' luma is ``own`` (3, h, w).
 
         Frames that are not restored see themselves, and so do frames that have no neighbour there.
         """
@@ -121,10 +122,11 @@ class Neighbours:
         return list(map(work, items) if self._pool is None else self._pool.map(work, items))
 
 
-def memory_bound(clip: ClipFormat, count: int, tile: tuple[int, int]) -> int:
+def memory_bound(clip: ClipFormat, seen: int, tile: tuple[int, int]) -> int:
     """Bytes that aligning takes at most for tiles of ``tile`` (width, height): the formula above."""
-    if not count:
+    if not seen:
         return 0
     padded = (clip.width + 256) * (clip.height + 256)
-    beside = 24 * count * tile[0] * tile[1]
-    return math.ceil(BYTES * (3 + 2 * count) * padded) + beside + 4 * (tile[0] + 2 * MARGIN) * (tile[1] + 2 * MARGIN)
+    beside = 12 * seen * tile[0] * tile[1]
+    read = 4 * (tile[0] + 2 * MARGIN) * (tile[1] + 2 * MARGIN)
+    return math.ceil(BYTES * (3 + 2 * (seen // 2)) * padded) + beside + read

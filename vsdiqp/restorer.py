@@ -116,11 +116,11 @@ def default_model(backend: str) -> str:
     return "lite" if backend == "cpu" else "base"
 
 
-def memory_bound(clip: ClipFormat, plan: tiles.TilePlan, neighbours: int = 0) -> int:
+def memory_bound(clip: ClipFormat, plan: tiles.TilePlan, seen: int = 0) -> int:
     """Bytes that one run needs on the CPU at most, besides its frames and the network (the formula above)."""
     columns, rows = plan.columns, plan.rows
     plain = 36 * clip.width * rows.side + 132 * columns.side * rows.side + 20 * clip.width * clip.height
-    return plain + alignment_bound(clip, neighbours, (columns.side, rows.side))
+    return plain + alignment_bound(clip, seen, (columns.side, rows.side))
 
 
 def _check(settings: Settings, clip: ClipFormat) -> None:

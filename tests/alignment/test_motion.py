@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsdiqp.alignment import MARGIN, Aligner, compensate, neighbour_steps, search_luma
+from vsdiqp.alignment import MARGIN, Aligner, compensate, search_luma, seen_steps
 
 
 def texture(height: int, width: int, scale: float = 6.0, seed: int = 0) -> np.ndarray:
@@ -147,5 +147,6 @@ def test_wrong_shapes_are_refused():
 
 
 def test_neighbours_come_nearest_first():
-    assert neighbour_steps(2) == [-1, 1, -2, 2]
-    assert neighbour_steps(0) == []
+    assert seen_steps(4) == [-1, 1, -2, 2]
+    assert seen_steps(5) == [0, -1, 1, -2, 2], "an odd number begins with the frame itself"
+    assert seen_steps(0) == []

@@ -41,13 +41,13 @@ FLAGS = [
 
 @lru_cache(maxsize=32)
 def compile_for_host(
-    sample: int, network: int, source: str = sources.PLANES, neighbours: int = 0, lanes: int = 1
+    sample: int, network: int, source: str = sources.PLANES, seen: int = 0, lanes: int = 1
 ) -> ctypes.CDLL:
     """A source's kernels. ``lanes``: threads that work together as a warp; then a block is a warp of so many."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler (g++ or clang++) to run the CUDA kernels on the CPU with")
-    macros = {"SAMPLE": sample, "NETWORK": network, "NEIGHBOURS": neighbours, "LANES": lanes}
+    macros = {"SAMPLE": sample, "NETWORK": network, "SEEN": seen, "LANES": lanes}
     library = _folder() / f"{Path(source).stem}_{'_'.join(map(str, macros.values()))}.so"
     given = ["-DVSDIQP_HOST_GRID", *(f"-D{name}={value}" for name, value in macros.items())]
     command = [compiler, "-x", "c++", *FLAGS, f"-I{Path(__file__).parent}", *given, "-", "-o", str(library)]

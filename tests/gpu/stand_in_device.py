@@ -52,10 +52,10 @@ class HostDevice:
     def stream(self) -> HostStream:
         return HostStream()
 
-    def launcher(self, clip: ClipFormat, half_tiles: bool, neighbours: int) -> Callable[[Launch], None]:
+    def launcher(self, clip: ClipFormat, half_tiles: bool, seen: int) -> Callable[[Launch], None]:
         kernels = {}
-        for source, names in layouts.modules(neighbours).items():
-            library = compile_for_host(layouts.sample_macro(clip), int(half_tiles), source, neighbours)
+        for source, names in layouts.modules(seen).items():
+            library = compile_for_host(layouts.sample_macro(clip), int(half_tiles), source, seen)
             kernels |= {name: getattr(library, f"{name}_launch") for name in names}
 
         def launch(launch: Launch) -> None:

@@ -11,7 +11,7 @@ from host_grid import compile_for_host
 from moving import moving_frame
 
 from vsdiqp import tiles
-from vsdiqp.alignment import Aligner, neighbour_steps, search_luma
+from vsdiqp.alignment import Aligner, search_luma, seen_steps
 from vsdiqp.clip import ClipFormat, FrameColour, Planes, Run
 from vsdiqp.kernels import layouts, program, sources
 from vsdiqp.kernels.alignment import PAD, AlignmentProgram, Pairs, SearchPlanes, buffers
@@ -20,6 +20,8 @@ from vsdiqp.planes import FrameMap, identity
 from vsdiqp.tiles import TilePlan
 
 K = 2
+SEEN = 2 * K + 1
+"""Two neighbours on each side and the frame itself, as a network with a first pass sees them."""
 
 
 def clip(family="YUV", bits=8, sub=(0, 0), sample="integer", size=(101, 75)) -> ClipFormat:
@@ -49,12 +51,12 @@ class Grid:
     def __init__(self, form: ClipFormat, meaning: FrameColour, plan: TilePlan | None = None, lanes: int = 1):
         self.form, self.meaning, self.lanes = form, meaning, lanes
         self.plan = plan or tiles.plan(form.width, form.height, (64, 64), 16, 16, 8)
-        self.library = compile_for_host(layouts.sample_macro(form), 0, sources.ALIGNMENT, K, lanes)
-        self.memory = {name: np.full(size, 0xAB, np.uint8) for name, size in buffers(form, K).items()}
+        self.library = compile_for_host(layouts.sample_macro(form), 0, sources.ALIGNMENT, SEEN, lanes)
+        self.memory = {name: np.full(size, 0xAB, np.uint8) for name, size in buffers(form, SEEN).items()}
         self.tables = program.tables(self.plan, (16, 16))
         held = {**self.memory, **self.tables}
         addresses = {name: array.ctypes.data for name, array in held.items()}
-        self.program = AlignmentProgram(form, self.plan, K, "ycbcr", addresses)
+        self.program = AlignmentProgram(form, self.plan, SEEN, "ycbcr", addresses)
         self.searched = SearchPlanes.of(form.width, form.height)
         self.frames = FrameMap(form, meaning, "ycbcr")
 
@@ -68,7 +70,7 @@ class Grid:
             self.launch(launch, threads)
 
     def move(self, pairs: Pairs, first: int, count: int, threads: int = 1) -> np.ndarray:
-        beside = np.full((count, 3, 2 * K, self.plan.rows.side, self.plan.columns.side), np.nan, np.float32)
+        beside = np.full((count, 3, SEEN, self.plan.rows.side, self.plan.columns.side), np.nan, np.float32)
         self.launch(self.program.move(pairs, first, count, beside.ctypes.data), threads)
         return beside
 
@@ -115,7 +117,7 @@ class Grid:
 
 def two(form: ClipFormat) -> tuple[list[Planes], Pairs]:
     """Two frames, each looked for in the other."""
-    return [moving_frame(form, number) for number in range(2)], Pairs(((0, 1), (1, 0)), ((0, -1),) * 3 * 2 * K)
+    return [moving_frame(form, number) for number in range(2)], Pairs(((0, 1), (1, 0)), ((0, -1),) * 3 * SEEN)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -158,10 +160,10 @@ def test_vectors_equal_the_cpus_to_the_bit(name: str):
 
 
 def seen_on_cpu(form: ClipFormat, meaning: FrameColour, run: Run, plan: TilePlan) -> np.ndarray:
-    """What the CPU shows of the neighbours in every tile: tiles, 3, 2K, h, w."""
-    frames, neighbours = FrameMap(form, meaning, "ycbcr"), Neighbours(form, K)
+    """What the CPU shows of the neighbours in every tile: tiles, 3, SEEN, h, w."""
+    frames, neighbours = FrameMap(form, meaning, "ycbcr"), Neighbours(form, SEEN)
     neighbours.begin(run, frames)
-    found = torch.empty((plan.count, 3, 2 * K, plan.rows.side, plan.columns.side))
+    found = torch.empty((plan.count, 3, SEEN, plan.rows.side, plan.columns.side))
     for index, (top, left) in enumerate(itertools.product(plan.rows.starts, plan.columns.starts)):
         own = torch.empty((3, 3, *found.shape[-2:]))
         for frame, planes in enumerate(run.frames):
@@ -185,7 +187,7 @@ def seen_on_grid(grid: Grid, run: Run, threads: int = 1) -> np.ndarray:
     for planes in sequence:
         places.setdefault(identity(planes), len(places))
     distinct = list({identity(planes): planes for planes in sequence}.values())
-    pairs = Pairs.of([places[identity(p)] for p in sequence], [t is not None for t in run.targets], K)
+    pairs = Pairs.of([places[identity(p)] for p in sequence], [t is not None for t in run.targets], SEEN)
     grid.search(distinct, pairs, threads)
     return grid.move(pairs, 0, grid.plan.count, threads)
 
@@ -222,7 +224,7 @@ def test_repeated_and_unwanted_frames_are_seen_as_the_cpu_sees_them(name: str):
     run = run_of(form, meaning, numbers, wanted)
     ours = seen_on_grid(grid, run)
     np.testing.assert_allclose(ours, seen_on_cpu(form, meaning, run, grid.plan), rtol=0, atol=1e-5)
-    for frame, steps in itertools.product(range(3), enumerate(neighbour_steps(K))):
+    for frame, steps in itertools.product(range(3), enumerate(seen_steps(SEEN))):
         position, step = steps
         if numbers[K + frame] == numbers[K + frame + step]:
             own = torch.empty((3, *ours.shape[-2:]))
@@ -231,15 +233,15 @@ def test_repeated_and_unwanted_frames_are_seen_as_the_cpu_sees_them(name: str):
 
 
 def test_no_pair_is_searched_twice_and_nothing_for_frames_that_are_not_restored():
-    every = Pairs.of(range(7), (True, True, True), K)
+    every = Pairs.of(range(7), (True, True, True), SEEN)
     assert len(every.moving) == len(set(every.moving)) == 12
-    assert every.seen[:4] == ((1, 0), (3, 1), (0, 2), (4, 3)), "-1, +1, -2, +2 of the frame at place 2"
-    begins = Pairs.of((0, 0, 0, 1, 2, 3, 4), (True, True, True), K)
+    assert every.seen[:5] == ((2, -1), (1, 0), (3, 1), (0, 2), (4, 3)), "0, -1, +1, -2, +2 of the frame at place 2"
+    begins = Pairs.of((0, 0, 0, 1, 2, 3, 4), (True, True, True), SEEN)
     assert begins.moving == ((0, 1), (0, 2), (1, 0), (1, 2), (1, 3), (2, 1), (2, 3), (2, 0), (2, 4))
-    assert begins.seen[0] == (0, -1) and begins.seen[4] == begins.seen[6] == (0, 2)
-    alone = Pairs.of(range(7), (False, True, False), K)
+    assert begins.seen[1] == (0, -1) and begins.seen[6] == begins.seen[8] == (0, 2)
+    alone = Pairs.of(range(7), (False, True, False), SEEN)
     assert len(alone.moving) == 4 and all(own == 3 for own, _ in alone.moving)
-    assert alone.seen[:4] == ((2, -1),) * 4
+    assert alone.seen[:5] == ((2, -1),) * 5
 
 
 def test_a_batch_holds_the_tiles_it_was_asked_for():
@@ -248,7 +250,7 @@ def test_a_batch_holds_the_tiles_it_was_asked_for():
     assert grid.plan.count > 3
     run = run_of(form, meaning, range(7))
     every = seen_on_grid(grid, run)
-    pairs = Pairs.of(range(7), (True, True, True), K)
+    pairs = Pairs.of(range(7), (True, True, True), SEEN)
     np.testing.assert_array_equal(grid.move(pairs, 1, 2), every[1:3])
 
 
@@ -262,7 +264,7 @@ def test_results_do_not_depend_on_the_block_size():
 def test_a_warp_that_compares_windows_together_finds_the_same():
     """What a GPU runs: 32 lanes share every window, and all of them learn the sum."""
     form, meaning = clip(size=(20, 16)), LIMITED
-    frames, pairs = [moving_frame(form, number) for number in range(2)], Pairs(((0, 1),), ((0, -1),) * 3 * 2 * K)
+    frames, pairs = [moving_frame(form, number) for number in range(2)], Pairs(((0, 1),), ((0, -1),) * 3 * SEEN)
     alone, together = Grid(form, meaning), Grid(form, meaning, lanes=32)
     alone.search(frames, pairs)
     together.search(frames, pairs, threads=32)
@@ -270,14 +272,14 @@ def test_a_warp_that_compares_windows_together_finds_the_same():
     np.testing.assert_array_equal(alone.vectors(0), together.vectors(0))
 
 
-@pytest.mark.parametrize("neighbours", [1, 2, 3])
-def test_records_have_the_size_of_the_c_structures(neighbours: int):
-    library = compile_for_host(16, 0, sources.ALIGNMENT, neighbours)
-    for kernel, record in layouts.alignment_kernels(neighbours).items():
+@pytest.mark.parametrize("seen", [2, 4, 6, 7])
+def test_records_have_the_size_of_the_c_structures(seen: int):
+    library = compile_for_host(16, 0, sources.ALIGNMENT, seen)
+    for kernel, record in layouts.alignment_kernels(seen).items():
         assert record.itemsize == getattr(library, f"{kernel}_size")()
 
 
 def test_memory_is_what_the_slots_say():
     for width, height in ((16, 16), (1921, 1081), (7680, 4320)):
-        sizes = buffers(clip(size=(width, height)), K)
+        sizes = buffers(clip(size=(width, height)), SEEN)
         assert sum(sizes.values()) <= 8.8 * (3 + 2 * K) * (width + 256) * (height + 256)

@@ -93,7 +93,7 @@ def test_the_whole_network_fused_equals_the_plain_one(config: DiQPConfig):
     images = [torch.rand(1, 3, frames, 32, 32, generator=generator) for frames in (3, 2, 2, 2)]
     location, decay = network.locate(30, "hevc", 7, 300, 16, 8, 640, 360, 32, 32)
     place = (location.view(6, 1, 1), torch.full((1, 1, 1, 1, 1), decay))
-    beside = [torch.rand(1, 3, 2 * config.neighbours, 32, 32, generator=generator)] if config.neighbours else []
+    beside = [torch.rand(1, 3, config.seen, 32, 32, generator=generator)] if config.neighbours else []
     arguments = (*images, *place, *beside)
     with torch.no_grad():
         plain = network(*arguments)

@@ -65,7 +65,7 @@ def neighbours(config: DiQPConfig, tile: Tensor) -> Tensor:
     """Luma beside each frame of a tile: B, 3, 2K, H, W, the frame itself with a little noise of its own."""
     generator = torch.Generator().manual_seed(3)
     batch, _, frames, height, width = tile.shape
-    noise = torch.randn(1, frames, 2 * config.neighbours, height, width, generator=generator)
+    noise = torch.randn(1, frames, config.seen, height, width, generator=generator)
     return tile[:, 0, :, None] + 0.01 * noise.expand(batch, -1, -1, -1, -1)
 
 

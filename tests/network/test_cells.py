@@ -38,9 +38,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_stem_and_head_are_the_plain_ones(dtype: torch.dtype, count: int) -> None:
-    net = network(dataclasses.replace(SMALL_LITE, neighbours=count))
+@pytest.mark.parametrize(("count", "first_pass"), [(1, ""), (2, ""), (3, ""), (1, "lite"), (3, "lite")])
+def test_stem_and_head_are_the_plain_ones(dtype: torch.dtype, count: int, first_pass: str) -> None:
+    net = network(dataclasses.replace(SMALL_LITE, neighbours=count, first_pass=first_pass))
     net.to_precision(dtype)
     tile, beside = scene(net)
     pattern, damage = parts(net, tile)

@@ -33,7 +33,7 @@ def test_streams_come_with_what_the_first_network_makes_of_them(small_pool: Path
     assert np.mean([gain(item) for item in items]) > 0.05
     assert all(stream.first is None for stream in open_pool(small_pool, LITE).load_item(0).degraded)
     sample = pool.sample(np.random.default_rng(0))
-    assert sample.y_beside is not None and sample.y_beside.shape == (3, 6, 64, 64)
+    assert sample.y_beside is not None and sample.y_beside.shape == (3, 7, 64, 64)
 
 
 def test_the_first_pass_knows_scenes_and_its_own_groups(small_pool: Path) -> None:

@@ -33,6 +33,36 @@ def test_a_grown_network_restores_the_same(seed: int) -> None:
     torch.testing.assert_close(run(grown, tile) - tile, change, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_network_gets_a_first_pass_and_does_not_look_at_the_frame_itself_at_once(count: int) -> None:
+    small, tile = network(dataclasses.replace(SMALL_LITE, neighbours=count)), picture(64, 64, batch=2)
+    config = dataclasses.replace(CONFIG, neighbours=count, first_pass="lite")
+    grown = grow(small, config).prepare()
+    assert grown.config == config
+    given = arguments(small, tile)
+    itself = torch.rand(*tile.shape[:1], 3, 1, *tile.shape[-2:], generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        restored = grown(*given[:-1], torch.cat([itself, given[-1]], 2))
+    change = small(*given) - tile
+    assert change.std() > 1e-3
+    torch.testing.assert_close(restored - tile, change, rtol=1e-4, atol=2e-6)
+
+
+def test_where_a_first_pass_would_take_inputs_away_is_said() -> None:
+    one = dataclasses.replace(SMALL_LITE, neighbours=1)
+    with pytest.raises(DiqpError, match="1 neighbours on each side"):
+        grow(network(one), dataclasses.replace(CONFIG, neighbours=1, first_pass="lite"))
+
+
+def test_what_the_first_pass_made_of_the_frame_itself_is_learnt_from() -> None:
+    grown = grow(network(SMALL_LITE), dataclasses.replace(CONFIG, first_pass="lite")).train()
+    tile = picture(64, 64)
+    target = tile + 0.02 * torch.randn(tile.shape, generator=torch.Generator().manual_seed(1))
+    (grown(*arguments(grown, tile)) - target).square().mean().backward()
+    stem, head = grown.stem.project.weight.grad, grown.head.project.weight.grad  # type: ignore[union-attr]
+    assert stem[:, 9:13].any() and head[6].any() and head[11].any()
+
+
 def test_copies_learn_different_things() -> None:
     """Gradients of a channel and its copy differ, or the larger network would stay as able as the small one; the parts
     that are silent at first are woken by their last layers."""

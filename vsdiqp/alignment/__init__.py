@@ -83,9 +83,13 @@ def compensate(
     )
 
 
-def neighbour_steps(count: int) -> list[int]:
-    """Where neighbours lie from their frame, in the order that networks see them: -1, +1, -2, +2, ... ``count``."""
-    return [step for distance in range(1, count + 1) for step in (-distance, distance)]
+def seen_steps(seen: int) -> list[int]:
+    """Where the frames that a frame is seen beside lie from it, in the order that networks see them.
+
+    -1, +1, -2, +2, ... for an even number of them; an odd one begins with 0, the frame itself, restored before.
+    """
+    steps = [step for distance in range(1, seen // 2 + 1) for step in (-distance, distance)]
+    return [0, *steps] if seen % 2 else steps
 
 
 def search_luma(luma: NDArray[np.float32], out: NDArray[np.uint8]) -> None:

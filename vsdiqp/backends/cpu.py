@@ -55,7 +55,7 @@ class TorchBackend:
         self._thumbnailer = Thumbnailer(clip.width, clip.height, task.thumbnail, device)
         self._neighbours: Neighbours | None = None
         if config.neighbours:
-            self._neighbours = Neighbours(clip, config.neighbours, threads or torch.get_num_threads())
+            self._neighbours = Neighbours(clip, config.seen, threads or torch.get_num_threads())
 
     def restore(self, run: Run) -> None:
         """See `Backend.restore`."""
@@ -95,7 +95,7 @@ class TorchBackend:
         beside: tuple[Tensor, ...] = ()
         if self._neighbours is not None:
             self._neighbours.begin(run, frames)
-            beside = (torch.empty((1, 3, 2 * config.neighbours, *side)),)
+            beside = (torch.empty((1, 3, config.seen, *side)),)
         tile = torch.empty((1, 3, 3, *side), device=self._device)
         ahead_tile = torch.empty((1, 3, 2, *(side if config.uses_ahead else (0, 0))), device=self._device)
         canvas = Canvas(plan, (len(wanted), 3), frames.margin, frames.row_step, self._device)

@@ -185,7 +185,7 @@ class GpuBackend:
             device,
             self._task.network,
             self._predictor(network, device, size),
-            device.launcher(self._task.clip, self._half_tiles, self._task.network.config.neighbours),
+            device.launcher(self._task.clip, self._half_tiles, self._task.network.config.seen),
             self._half_tiles,
             self._record,
         )

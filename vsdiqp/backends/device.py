@@ -61,7 +61,7 @@ class Device(Protocol):
         """Open a new stream."""
         ...
 
-    def launcher(self, clip: ClipFormat, half_tiles: bool, neighbours: int) -> Launcher:
+    def launcher(self, clip: ClipFormat, half_tiles: bool, seen: int) -> Launcher:
         """Compile the CUDA C for a clip; the result queues a kernel on the stream in use."""
         ...
 
@@ -90,14 +90,14 @@ class CudaDevice:
         """See `Device.stream`."""
         return CudaStream(self)
 
-    def launcher(self, clip: ClipFormat, half_tiles: bool, neighbours: int) -> Launcher:
+    def launcher(self, clip: ClipFormat, half_tiles: bool, seen: int) -> Launcher:
         """See `Device.launcher`."""
         import cupy
 
-        options = layouts.compile_options(clip, half_tiles, neighbours)
+        options = layouts.compile_options(clip, half_tiles, seen)
         kernels: dict[str, Any] = {}
         with cupy.cuda.Device(self.index):
-            for source, names in layouts.modules(neighbours).items():
+            for source, names in layouts.modules(seen).items():
                 module = cupy.RawModule(code=sources.text(source), options=options)
                 kernels |= {name: module.get_function(name) for name in names}
 

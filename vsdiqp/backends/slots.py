@@ -86,7 +86,7 @@ class Slot:
                 self._alignment: AlignmentProgram | None = None
                 if config.neighbours:
                     addresses |= {name: buffer.data_ptr() for name, buffer in self._buffers.items()}
-                    self._alignment = AlignmentProgram(clip, plan, config.neighbours, config.colour, addresses)
+                    self._alignment = AlignmentProgram(clip, plan, config.seen, config.colour, addresses)
                 self._guide, self._predict = self._prepare_network()
             self._stream.wait()
         except BaseException:
@@ -145,8 +145,8 @@ class Slot:
         self._beside: tuple[Tensor, ...] = ()
         self._buffers: dict[str, Tensor] = {}
         if config.neighbours:
-            self._beside = (torch.zeros((batch, 3, 2 * config.neighbours, *side), dtype=torch.float32, device=device),)
-            sizes = alignment.buffers(shared.task.clip, config.neighbours)
+            self._beside = (torch.zeros((batch, 3, config.seen, *side), dtype=torch.float32, device=device),)
+            sizes = alignment.buffers(shared.task.clip, config.seen)
             self._buffers = {n: torch.zeros(size, dtype=torch.uint8, device=device) for n, size in sizes.items()}
 
     def _prepare_network(self) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -244,9 +244,7 @@ class Slot:
 
     def _search(self, run: Run, sequence: list[int]) -> Pairs:
         """Queue the search for the motion between the run's frames, where the network wants it."""
-        pairs = Pairs.of(
-            sequence, [target is not None for target in run.targets], self._shared.network.config.neighbours
-        )
+        pairs = Pairs.of(sequence, [target is not None for target in run.targets], self._shared.network.config.seen)
         if self._alignment is not None:
             frames = [self._address(place) for place in range(max(sequence) + 1)]
             for launch in self._alignment.search(run.colour, frames, pairs):

@@ -159,7 +159,7 @@ def example_inputs(tiles: TileNetwork, tile: tuple[int, int], batch: int, device
         around = pictures(1, 2, thumbnail if config.uses_around else (0, 0))
         guides = tiles.network.frame_guides(around, pictures(1, 2, thumbnail), decay)
     location = torch.zeros(6, batch, 1, device=device)
-    seen = torch.zeros(batch, 3, 2 * config.neighbours, height, width, device=device) if config.neighbours else None
+    seen = torch.zeros(batch, 3, config.seen, height, width, device=device) if config.neighbours else None
     return tiles.arguments(
         pictures(batch, 3, (height, width)), pictures(batch, 2, (height, width)), guides, location, decay, seen
     )

@@ -56,7 +56,7 @@ def describe(config: "DiQPConfig", indent: str = "") -> str:
     seen = 3 + 2 * config.neighbours
     lines = [f"{config.name}: {ranges}; {config.colour}, tile {config.tile}, sees {seen} frames"]
     if config.first_pass:
-        lines.append(f"  sees other frames as {config.first_pass} restores them")
+        lines.append(f"  sees other frames as {config.first_pass} restores them, and its own besides")
     if guides:
         lines.append(f"  guides: {' and '.join(guides)}, T {config.frames_ahead}")
     if config.max_size:

@@ -12,13 +12,13 @@
 // this file against: vectors are the same to the bit.
 //
 // Compile-time switches, besides those of pixels.cuh:
-//   NEIGHBOURS  frames aligned on each side of a frame
-//   LANES       threads that compare a block's windows together: a warp of 32; 1 where a CPU stands in
+//   SEEN   frames that each frame is seen beside: neighbours on both sides, and where odd the frame itself
+//   LANES  threads that compare a block's windows together: a warp of 32; 1 where a CPU stands in
 
 #include "pixels.cuh"
 
-#ifndef NEIGHBOURS
-#define NEIGHBOURS 2
+#ifndef SEEN
+#define SEEN 4
 #endif
 #ifndef LANES
 #define LANES 32
@@ -27,9 +27,9 @@
 #define DIQP_MOTION_TOGETHER
 #include "motion.cuh"
 
-#define SEQUENCE (GROUP + 2 * NEIGHBOURS) // frames of a run: before the group, the group, after it
-#define SEEN (GROUP * 2 * NEIGHBOURS)     // neighbours of all frames of the group
-#define PLANES (diqp_motion::LEVELS + 3)  // of a frame that is searched: the levels, then across, down, both
+#define SEQUENCE (GROUP + SEEN / 2 * 2)  // frames of a run: before the group, the group, after it
+#define PAIRS (GROUP * SEEN)             // every frame of the group and each that it is seen beside
+#define PLANES (diqp_motion::LEVELS + 3) // of a frame that is searched: the levels, then across, down, both
 
 // ---------------------------------------------------------------------------------------------------------------
 // What the host passes, by value. Mirrored field for field in layouts.py.
@@ -54,7 +54,7 @@ struct Motion {
     int pitch;
     u8 *memory;                        // frames, bytes
     short *found[diqp_motion::LEVELS]; // pairs, rows of blocks, blocks, x and y: samples; of level 0 quarters
-    int own[SEEN], other[SEEN];        // the two frames of each pair
+    int own[PAIRS], other[PAIRS];      // the two frames of each pair
     int plane_index;                   // the plane that is made, or the level that is searched
 };
 
@@ -65,10 +65,10 @@ struct Move {
     int pitch;
     const short *vectors; // Motion.found[0]
     int wide, high;       // blocks
-    int frame[SEEN];      // whose luma is seen
-    int pair[SEEN];       // by which vectors; -1: as it lies
+    int frame[PAIRS];     // whose luma is seen
+    int pair[PAIRS];      // by which vectors; -1: as it lies
     int first_tile;       // index of beside[0]; tiles run row by row
-    float *beside;        // tiles, 3 frames, 2 NEIGHBOURS, tile height, tile width
+    float *beside;        // tiles, 3 frames, SEEN, tile height, tile width
 };
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ extern "C" __global__ void move_luma(const Move p) {
     const short *vectors = p.vectors;
     if (pair >= 0)
         vectors += 2 * ((size_t)pair * p.high + clamp_index(y / BLOCK, p.high)) * p.wide;
-    float *out = p.beside + (((size_t)tile * SEEN + seen) * height + row) * width;
+    float *out = p.beside + (((size_t)tile * PAIRS + seen) * height + row) * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
         const int x = left + i, block = 2 * clamp_index(x / BLOCK, p.wide);
         const int vx = pair < 0 ? 0 : vectors[block], vy = pair < 0 ? 0 : vectors[block + 1];

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from vsdiqp.alignment import BLOCK, neighbour_steps
+from vsdiqp.alignment import BLOCK, seen_steps
 from vsdiqp.clip import ClipFormat, FrameColour
 from vsdiqp.kernels import layouts
 from vsdiqp.kernels.layouts import GROUP, LEVELS, Record, StagedFrame
@@ -71,29 +71,30 @@ class Pairs(NamedTuple):
     -1: as it lies."""
 
     @classmethod
-    def of(cls, places: Sequence[int], wanted: Sequence[bool], neighbours: int) -> "Pairs":
+    def of(cls, places: Sequence[int], wanted: Sequence[bool], seen: int) -> "Pairs":
         """``places`` of the run's sequence (the frames before the group, the group, those after it); ``wanted``:
         which frames of the group are restored. The others see themselves, unless one has the place of one that is.
+        ``seen``: how many frames each is seen beside (`vsdiqp.alignment.seen_steps`).
         """
+        before = seen // 2
         pairs = [
-            (places[neighbours + frame], places[neighbours + frame + step])
+            (places[before + frame], places[before + frame + step])
             for frame in range(GROUP)
-            for step in neighbour_steps(neighbours)
+            for step in seen_steps(seen)
         ]
-        each = 2 * neighbours
-        moving = {pair: None for index, pair in enumerate(pairs) if wanted[index // each] and pair[0] != pair[1]}
+        moving = {pair: None for index, pair in enumerate(pairs) if wanted[index // seen] and pair[0] != pair[1]}
         number = {pair: index for index, pair in enumerate(moving)}
         return cls(tuple(moving), tuple((o, number[own, o]) if (own, o) in number else (own, -1) for own, o in pairs))
 
 
-def buffers(clip: ClipFormat, neighbours: int) -> dict[str, int]:
+def buffers(clip: ClipFormat, seen: int) -> dict[str, int]:
     """Bytes of the memory that the kernels work in, by name: luma, search planes, vectors."""
-    frames, searched = GROUP + 2 * neighbours, SearchPlanes.of(clip.width, clip.height)
+    frames, searched = GROUP + 2 * (seen // 2), SearchPlanes.of(clip.width, clip.height)
     blocks = sum(rows * columns for rows, columns in (plane.blocks for plane in searched.planes[:LEVELS]))
     return {
         "luma": frames * clip.height * _pitch(clip) * 4,
         "search": frames * searched.nbytes,
-        "vectors": GROUP * 2 * neighbours * blocks * 4,
+        "vectors": GROUP * seen * blocks * 4,
     }
 
 
@@ -104,13 +105,13 @@ class AlignmentProgram:
     """
 
     def __init__(
-        self, clip: ClipFormat, plan: TilePlan, neighbours: int, network_colour: str, addresses: Mapping[str, int]
+        self, clip: ClipFormat, plan: TilePlan, seen: int, network_colour: str, addresses: Mapping[str, int]
     ) -> None:
-        self._clip, self._plan, self._neighbours = clip, plan, neighbours
+        self._clip, self._plan, self._seen = clip, plan, seen
         self._network_colour, self._at = network_colour, dict(addresses)
         self._staged = StagedFrame.of(clip)
         self._searched = SearchPlanes.of(clip.width, clip.height)
-        self._kernels = layouts.alignment_kernels(neighbours)
+        self._kernels = layouts.alignment_kernels(seen)
 
     def needs_chroma(self, colour: FrameColour) -> bool:
         """Whether the network's luma is made of more than the first plane."""
@@ -150,7 +151,7 @@ class AlignmentProgram:
         return launches
 
     def move(self, pairs: Pairs, first: int, count: int, beside: int) -> Launch:
-        """Fill ``beside`` (address of count, 3, 2K, h, w fp32) for tiles ``first`` to ``first + count``."""
+        """Fill ``beside`` (address of count, 3, ``seen``, h, w fp32) for tiles ``first`` to ``first + count``."""
         record = np.zeros(1, self._kernels["move_luma"])
         record["tiling"] = tiling_record(self._plan, self._at)
         record["width"], record["height"] = self._clip.width, self._clip.height

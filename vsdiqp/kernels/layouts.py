@@ -128,14 +128,14 @@ SEARCH_PLANE = np.dtype(
 
 
 @cache
-def alignment_kernels(neighbours: int) -> dict[str, np.dtype[np.void]]:
-    """alignment.cu's, for a number of neighbours on each side."""
-    seen = GROUP * 2 * neighbours
+def alignment_kernels(seen: int) -> dict[str, np.dtype[np.void]]:
+    """alignment.cu's, for a number of frames that each is seen beside (`vsdiqp.alignment.seen_steps`)."""
+    pairs = GROUP * seen
     read = np.dtype(
         [
             ("layout", LAYOUT),
             ("colour", COLOUR),
-            ("plane", np.uint64, (GROUP + 2 * neighbours, 3)),
+            ("plane", np.uint64, (GROUP + 2 * (seen // 2), 3)),
             ("luma", np.uint64),
             ("pitch", np.int32),
         ],
@@ -149,8 +149,8 @@ def alignment_kernels(neighbours: int) -> dict[str, np.dtype[np.void]]:
             ("pitch", np.int32),
             ("memory", np.uint64),
             ("found", np.uint64, (LEVELS,)),
-            ("own", np.int32, (seen,)),
-            ("other", np.int32, (seen,)),
+            ("own", np.int32, (pairs,)),
+            ("other", np.int32, (pairs,)),
             ("plane_index", np.int32),
         ],
         align=True,
@@ -165,8 +165,8 @@ def alignment_kernels(neighbours: int) -> dict[str, np.dtype[np.void]]:
             ("vectors", np.uint64),
             ("wide", np.int32),
             ("high", np.int32),
-            ("frame", np.int32, (seen,)),
-            ("pair", np.int32, (seen,)),
+            ("frame", np.int32, (pairs,)),
+            ("pair", np.int32, (pairs,)),
             ("first_tile", np.int32),
             ("beside", np.uint64),
         ],
@@ -179,11 +179,11 @@ def alignment_kernels(neighbours: int) -> dict[str, np.dtype[np.void]]:
     }
 
 
-def modules(neighbours: int) -> dict[str, dict[str, np.dtype[np.void]]]:
-    """The sources that a network with so many neighbours needs, and their kernels."""
+def modules(seen: int) -> dict[str, dict[str, np.dtype[np.void]]]:
+    """The sources that a network that sees so many frames beside each needs, and their kernels."""
     found = {sources.PLANES: dict(KERNELS)}
-    if neighbours:
-        found[sources.ALIGNMENT] = alignment_kernels(neighbours)
+    if seen:
+        found[sources.ALIGNMENT] = alignment_kernels(seen)
     return found
 
 
@@ -199,9 +199,9 @@ def sample_dtype(clip: ClipFormat) -> np.dtype[Any]:
     return np.dtype({8: np.uint8, 16: np.uint16, 116: np.float16, 132: np.float32}[sample_macro(clip)])
 
 
-def compile_options(clip: ClipFormat, half_tiles: bool, neighbours: int) -> tuple[str, ...]:
+def compile_options(clip: ClipFormat, half_tiles: bool, seen: int) -> tuple[str, ...]:
     """NVRTC options for one clip format, number type of the tiles, and number of neighbours on each side."""
-    macros = {"SAMPLE": sample_macro(clip), "NETWORK": int(half_tiles), "NEIGHBOURS": neighbours}
+    macros = {"SAMPLE": sample_macro(clip), "NETWORK": int(half_tiles), "SEEN": seen}
     return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros.items()))
 
 

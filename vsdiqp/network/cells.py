@@ -45,7 +45,7 @@ def usable(tile: Tensor, dtype: torch.dtype) -> bool:
 def stem_inputs(tile: Tensor, beside: Tensor, pattern: Tensor, damage: Tensor) -> Tensor:
     """`stem.CellStem.inputs` of tiles B, 3, 3, H, W and aligned luma B, 3, N, H, W: B * 3, C, H / 2, W / 2."""
     sizes = _sizes(tile, beside, pattern.dtype)
-    channels = CELL_INPUTS + beside_inputs(beside.shape[2] // 2) + sizes.pattern
+    channels = CELL_INPUTS + beside_inputs(beside.shape[2]) + sizes.pattern
     shape = (FRAMES * sizes.batch, sizes.height // 2, sizes.width // 2, channels)
     out = torch.empty(shape, dtype=pattern.dtype)
     tile, beside, pattern, damage = (t.float().contiguous() for t in (tile, beside, pattern, damage))
@@ -65,12 +65,11 @@ def residual(answer: Tensor, tile: Tensor, beside: Tensor, damage: Tensor) -> Te
 
 def _sizes(tile: Tensor, beside: Tensor, dtype: torch.dtype, answer: int = 0) -> _Sizes:
     batch, _, _, height, width = tile.shape
-    neighbours = beside.shape[2] // 2
-    near, far = near_and_far(neighbours)
+    near, far = near_and_far(beside.shape[2])
     if beside.shape != (batch, FRAMES, near + far, height, width) or height % QUIET or width % QUIET:
         raise ValueError(f"tiles of {tuple(tile.shape)} beside {tuple(beside.shape)}: sizes do not fit")
     return _Sizes(
-        *(batch, height, width, near, far, pattern_channels(neighbours), answer, MEAN_SIZE, QUIET),
+        *(batch, height, width, near, far, pattern_channels(near + far), answer, MEAN_SIZE, QUIET),
         *(int(dtype == torch.bfloat16), torch.get_num_threads()),
         *(GAIN, *CLIPS, FAR_CLIP),
     )

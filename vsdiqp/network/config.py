@@ -48,7 +48,8 @@ class DiQPConfig:
     ``stem_scale`` 2. 0: the other two frames of its group, as they lie."""
     first_pass: str = ""
     """The shipped network that restores the frames which ``neighbours`` are taken from and found by: they have less
-    damage than as decoded, and have themselves seen frames farther away. Empty: the decoded frames."""
+    damage than as decoded, and have themselves seen frames farther away. What it makes of the frame itself is seen
+    beside them. Empty: the decoded frames."""
     look_around: tuple[int, ...] = (7, 17, 23, 29)
     """Channels of Look Around's levels; empty drops the guide."""
     look_ahead: tuple[int, ...] = (7, 10, 13, 16)
@@ -130,6 +131,11 @@ class DiQPConfig:
     def levels(self) -> int:
         """Encoder levels, without the bottleneck."""
         return len(self.depths) // 2
+
+    @property
+    def seen(self) -> int:
+        """Frames that every frame is seen beside (`vsdiqp.alignment.seen_steps`)."""
+        return 2 * self.neighbours + bool(self.first_pass)
 
     @property
     def token_frames(self) -> int:

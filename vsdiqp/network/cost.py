@@ -21,7 +21,7 @@ def kmac(config: DiQPConfig) -> float:
         network = DiQP(config).prepare()
         pictures = [torch.zeros(1, 3, frames, side, side) for frames in (FRAMES, 2, 2, 2)]
         location, decay = torch.zeros(6, 1, 1), torch.ones(1, 1, 1, 1, 1)
-        others = 2 * config.neighbours
+        others = config.seen
         beside = (torch.zeros(1, FRAMES, others, side, side),) if others else ()
     # Only the plain form of attention is made of operations that the counter knows on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():

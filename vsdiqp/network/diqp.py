@@ -70,9 +70,7 @@ class DiQP(nn.Module):
             self.lost = TableLocation(config.table_rows)
             extra = 1
         else:
-            self.lost = ContinuousLocation(
-                config.codecs, dict(config.qp_range), CODE, pattern_channels(config.neighbours)
-            )
+            self.lost = ContinuousLocation(config.codecs, dict(config.qp_range), CODE, pattern_channels(config.seen))
             extra = 1
         self.stem: PixelStem | CellStem
         self.head: PixelHead | CellHead
@@ -81,8 +79,8 @@ class DiQP(nn.Module):
             self.stem, self.head = PixelStem(widths[0]), PixelHead(doubled * widths[0])
         else:
             assert isinstance(self.lost, ContinuousLocation)
-            self.stem = CellStem(widths[0], config.stem_blocks, CODE, config.neighbours)
-            self.head = CellHead(doubled * widths[0], config.head_blocks, CODE, config.neighbours)
+            self.stem = CellStem(widths[0], config.stem_blocks, CODE, config.seen)
+            self.head = CellHead(doubled * widths[0], config.head_blocks, CODE, config.seen)
 
         self.look_around = GuideChain(config.look_around, first_stride=1) if config.look_around else None
         self.look_ahead = LookAhead(config.look_ahead) if config.look_ahead else None
@@ -325,8 +323,9 @@ class DiQP(nn.Module):
         tile: B, 3, 3, H, W (colour, frame, y, x), 0..1, H and W multiples of ``config.multiple``.
         around: B, 3, 2, H, W, whole frames n-1 and n+1 shrunk. ahead_tile: B, 3, 2, H, W, the tile of frame n+1 and of
         the look-ahead frame. ahead_scaled: B, 3, 2, H, W, both as whole frames shrunk. location: 6, B, 1 (see
-        `locate`). weight_decay: B, 1, 1, 1, 1. beside: with ``config.neighbours`` N, B, 3, 2 N, H, W: luma 0..1 of the
-        neighbours of frames n-1, n, n+1, each aligned to its frame, in the order -1, +1, -2, +2, ...
+        `locate`). weight_decay: B, 1, 1, 1, 1. beside: with ``config.neighbours``, B, 3, ``config.seen``, H, W: luma
+        0..1 of the frames that n-1, n, n+1 are seen beside, each aligned to its frame, in the order of
+        `vsdiqp.alignment.seen_steps`.
         Returns tile + prediction: B, 3, 3, H, W, not clamped.
         """
         guides = self.frame_guides(around, ahead_scaled, weight_decay)

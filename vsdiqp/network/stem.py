@@ -25,7 +25,7 @@ CELL_INPUTS = 9
 CELL_OUTPUTS = 6
 """Outputs a cell and frame: 4 luma and 2 chroma residuals."""
 CLIPS = (0.7, 2.0)
-"""Limits, in units of damage, of the differences to aligned neighbours that the head weighs: beyond the first a
+"""Limits, in units of damage, of the differences to aligned frames that the head weighs: beyond the first a
 difference is hardly noise any more, beyond the second it is motion that was not found."""
 NEAR = 2
 """Neighbours on each side that are seen in full. Farther ones bring less each: of those the stem sees how well they
@@ -142,47 +142,51 @@ def seen_from(cells: Tensor) -> Tensor:
 
 
 def seen_beside(tile: Tensor, beside: Tensor, damage: Tensor) -> Tensor:
-    """B, 3, 3, H, W and aligned luma B, 3, N, H, W of each frame's neighbours -> B * 3, 4 N, H / 2, W / 2, fp32.
+    """B, 3, 3, H, W and aligned luma B, 3, N, H, W of the frames beside each -> B * 3, 4 N, H / 2, W / 2, fp32.
 
-    Differences of the neighbours to the frame in units of damage: where alignment succeeded, they are noise alone.
+    Their differences to the frame in units of damage: where alignment succeeded, they are noise alone.
     """
     gain = (GAIN / damage)[:, None, None, None, None]
     return F.pixel_unshuffle(((beside - tile[:, 0, :, None]) * gain).flatten(0, 1), 2)
 
 
-def near_and_far(neighbours: int) -> tuple[int, int]:
-    """Neighbours, both sides together, that are seen in full, and that are not."""
-    return 2 * min(neighbours, NEAR), 2 * max(neighbours - NEAR, 0)
+def near_and_far(seen: int) -> tuple[int, int]:
+    """How many of ``seen`` frames (`vsdiqp.alignment.seen_steps`) are seen in full, and how many are not.
+
+    NEAR on each side are, and so is the frame itself as a first pass restored it.
+    """
+    near = min(seen, 2 * NEAR + seen % 2)
+    return near, seen - near
 
 
-def stem_view(others: Tensor, neighbours: int) -> Tensor:
+def stem_view(others: Tensor, seen: int) -> Tensor:
     """What the stem is given of `seen_beside`: N, `beside_inputs`, h, w. Of far neighbours the mean distance of a
     cell's samples, up to four times the damage: how much more says nothing further."""
-    near, far = near_and_far(neighbours)
+    near, far = near_and_far(seen)
     if not far:
         return others
     distance = torch.unflatten(others[:, 4 * near :], 1, (far, 4)).abs().mean(2).clamp(max=4 * GAIN)
     return torch.cat([others[:, : 4 * near], distance], 1)
 
 
-def beside_inputs(neighbours: int) -> int:
+def beside_inputs(seen: int) -> int:
     """Inputs a cell and frame that show other frames."""
-    near, far = near_and_far(neighbours)
-    return 4 * near + far if neighbours else 2 * (CELL_INPUTS - 3)
+    near, far = near_and_far(seen)
+    return 4 * near + far if seen else 2 * (CELL_INPUTS - 3)
 
 
-def head_channels(neighbours: int) -> int:
-    """Channels of the last convolution: residuals, weights of the neighbours, filled up to a multiple of 16."""
-    near, far = near_and_far(neighbours)
+def head_channels(seen: int) -> int:
+    """Channels of the last convolution: residuals, weights of the frames beside, filled up to a multiple of 16."""
+    near, far = near_and_far(seen)
     return -(-(CELL_OUTPUTS + len(CLIPS) * near + far) // 16) * 16
 
 
-def pattern_channels(neighbours: int) -> int:
+def pattern_channels(seen: int) -> int:
     """Channels of the location's pattern: at least 5, so many that all inputs are a multiple of 16.
 
     CPU kernels for other numbers are several times slower.
     """
-    rest = -(CELL_INPUTS + beside_inputs(neighbours)) % 16
+    rest = -(CELL_INPUTS + beside_inputs(seen)) % 16
     return rest if rest >= 5 else rest + 16
 
 
@@ -202,22 +206,25 @@ def liveliness(tile: Tensor) -> Tensor:
 
 
 class CellStem(nn.Module):
-    """Cells of 2x2 pixels of three frames -> features a frame: `inputs`, then `forward`."""
+    """Cells of 2x2 pixels of three frames -> features a frame: `inputs`, then `forward`.
 
-    def __init__(self, channels: int, blocks: int, code: int, neighbours: int = 0):
+    ``seen``: frames beside each (`vsdiqp.alignment.seen_steps`); 0: the other two as they lie.
+    """
+
+    def __init__(self, channels: int, blocks: int, code: int, seen: int = 0):
         super().__init__()
-        self.neighbours = neighbours
-        inputs = CELL_INPUTS + beside_inputs(neighbours) + pattern_channels(neighbours)
+        self.seen = seen
+        inputs = CELL_INPUTS + beside_inputs(seen) + pattern_channels(seen)
         self.project = nn.Conv2d(inputs, channels, 3, padding=1)
         self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
 
     def inputs(self, tile: Tensor, pattern: Tensor, damage: Tensor, others: Tensor | None) -> Tensor:
         """What the first convolution reads: B * 3, C, H / 2, W / 2 in the pattern's precision.
 
-        tile: B, 3, 3, H, W; pattern: B, 4, 4, K; damage: B; others: `seen_beside`, only with neighbours.
+        tile: B, 3, 3, H, W; pattern: B, 4, 4, K; damage: B; others: `seen_beside`, only where frames are ``seen``.
         """
         cells = cell_inputs(tile, damage)
-        others = seen_from(cells) if others is None else stem_view(others, self.neighbours)
+        others = seen_from(cells) if others is None else stem_view(others, self.seen)
         place = tile_pattern(pattern, tile.shape[-2] // 2, tile.shape[-1] // 2).permute(0, 3, 1, 2)
         place = place.repeat_interleave(FRAMES, 0)
         x = torch.cat([cells.to(pattern.dtype), others.to(pattern.dtype), place], 1)
@@ -234,16 +241,16 @@ class CellStem(nn.Module):
 class CellHead(nn.Module):
     """Features a frame -> the residual of 2x2 luma samples and their chroma: `forward`, then `residual`.
 
-    Beside residuals of its own it predicts a weight for every neighbour and each of CLIPS, cell by cell, and adds the
-    neighbours' clipped differences so weighted: averaging over time, exact to the sample, where it can be trusted. The
+    Beside residuals of its own it predicts a weight for every frame seen and each of CLIPS, cell by cell, and adds
+    the clipped differences so weighted: averaging over time, exact to the sample, where it can be trusted. The
     features would have to carry every sample of every neighbour otherwise.
     """
 
-    def __init__(self, channels: int, blocks: int, code: int, neighbours: int = 0):
+    def __init__(self, channels: int, blocks: int, code: int, seen: int = 0):
         super().__init__()
-        self.neighbours = neighbours
+        self.seen = seen
         self.blocks = nn.ModuleList(FrameBlock(channels, code) for _ in range(blocks))
-        self.project = nn.Conv2d(channels, head_channels(neighbours), 3, padding=1)
+        self.project = nn.Conv2d(channels, head_channels(seen), 3, padding=1)
         with torch.no_grad():  # a fresh network predicts next to nothing: it starts at its input, not at noise
             self.project.weight.mul_(0.1)
 
@@ -266,8 +273,8 @@ class CellHead(nn.Module):
         return torch.unflatten(residual, 0, (-1, FRAMES)).transpose(1, 2) * liveliness(tile)
 
     def _average(self, weights: Tensor, others: Tensor) -> Tensor:
-        """N, 4, h, w: the neighbours' differences, clipped and weighted, in units of damage."""
-        near, far = near_and_far(self.neighbours)
+        """N, 4, h, w: differences of the frames seen, clipped and weighted, in units of damage."""
+        near, far = near_and_far(self.seen)
         differences = torch.unflatten(others, 1, (near + far, 4)) / GAIN
         weighed = [differences[:, :near].clamp(-limit, limit) for limit in CLIPS]
         if far:

@@ -56,7 +56,7 @@ class Batch:
     taught_frame: Tensor | None = None
     """B: which frame that is."""
     beside: Tensor | None = None
-    """B, 3, 2K, h, w: luma of each frame's aligned neighbours, when the network has them."""
+    """B, 3, S, h, w: luma of the frames that each frame is seen beside, aligned, when the network has neighbours."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsdiqp.alignment import Aligner, compensate, neighbour_steps
+from vsdiqp.alignment import Aligner, compensate, seen_steps
 from vsdiqp.errors import DiqpError
 from vsdiqp.training.degrade import Clip, Samples, decode, header_qps
 from vsdiqp.training.pool import INDEX, read_index_from, read_stream
@@ -102,8 +102,8 @@ class Sample:
     bits: int
     matrix: int
     y_beside: NDArray[np.float32] | None = None
-    """[3,2K,h,w] luma of each frame's neighbours inside the crop, aligned to it: -1, +1, -2, +2, ... (``neighbours``
-    K > 0 only). Not rounded."""
+    """[3,S,h,w] luma of the frames that each frame is seen beside, inside the crop and aligned to it
+    (`vsdiqp.alignment.seen_steps`; ``neighbours`` > 0 only). Not rounded."""
 
 
 class PoolDataset:
@@ -118,7 +118,8 @@ class PoolDataset:
     - ``respect_cuts``: frames beyond a cut are replaced by the nearest on the middle frame's side, as the filter does
       when it's told of cuts.
     - ``neighbours``: K, frames on each side of every frame to align to it.
-    - ``first_pass``: restores the frames that neighbours are taken from and found by (`vsdiqp.training.first_pass`).
+    - ``first_pass``: restores the frames that neighbours are taken from and found by, and that are seen beside
+      themselves (`vsdiqp.training.first_pass`).
 
     Items made after this object was: ``refresh()``. Raises DiqpError for a folder without a pool.
     """
@@ -266,7 +267,6 @@ class PoolDataset:
         plain = order[0] + 1 == order[1] == order[2] - 1
         whole: Any = slice(order[0], order[2] + 1) if plain else order
         y, c = stream.clip.y[whole], stream.clip.c[:, whole]
-        seen = stream.clip.y if stream.first is None else stream.first
         return Sample(
             y=y[:, rows, columns],
             c=c[:, :, half_rows, half_columns],
@@ -285,12 +285,12 @@ class PoolDataset:
             codec=stream.codec,
             bits=item.source.bits,
             matrix=item.matrix,
-            y_beside=self._beside(seen, item.source.bits, order, (first, last), place, size),
+            y_beside=self._beside(stream, item.source.bits, order, (first, last), place, size),
         )
 
     def _beside(
         self,
-        luma: Samples,
+        stream: DecodedStream,
         bits: int,
         order: list[int],
         scene: tuple[int, int],
@@ -301,11 +301,14 @@ class PoolDataset:
             return None
         (top, left), (high, wide) = place, size
         region = (left, top, left + wide, top + high)
+        passed = stream.first is not None
+        luma = stream.clip.y if stream.first is None else stream.first
         aligner = Aligner(luma.shape[2], luma.shape[1])
         prepared: dict[int, NDArray[np.uint8]] = {}
-        aligned = np.empty((3, 2 * self.neighbours, high, wide), np.float32)
+        steps = seen_steps(2 * self.neighbours + passed)
+        aligned = np.empty((3, len(steps), high, wide), np.float32)
         for index, current in enumerate(order):
-            for position, step in enumerate(neighbour_steps(self.neighbours)):
+            for position, step in enumerate(steps):
                 other = min(max(current + step, scene[0]), scene[1])
                 if other == current:
                     aligned[index, position] = luma[current, top : top + high, left : left + wide]

@@ -5,19 +5,33 @@ holds copies of its channels, and whatever reads them shares its weight out amon
 paper's equal ones, keep copies from learning the same for ever. A deeper stage gets blocks that add nothing at first.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig
 from vsdiqp.network.lewin import LeWinBlock, Stage
-from vsdiqp.network.stem import CellHead, CellStem, FrameBlock
+from vsdiqp.network.stem import (
+    CELL_INPUTS,
+    CELL_OUTPUTS,
+    CLIPS,
+    CellHead,
+    CellStem,
+    FrameBlock,
+    beside_inputs,
+    near_and_far,
+    pattern_channels,
+)
 
 _SAME = (
-    *("colour", "codecs", "qp_range", "neighbours", "location", "stem_scale", "levels", "joint", "skip"),
+    *("colour", "codecs", "qp_range", "neighbours", "first_pass", "location", "stem_scale", "levels", "joint", "skip"),
     *("down_kernel", "window", "mlp_ratio", "depthwise_taps", "uses_around", "uses_ahead"),
 )
 """What two networks must share for one to grow into the other."""
+_PATTERN = 16
+"""Cells after which the location's pattern repeats."""
 
 
 def copies(small: int, large: int) -> Tensor:
@@ -122,15 +136,55 @@ def grow(network: DiQP, config: DiQPConfig, seed: int = 0) -> DiQP:
     """A network of the larger ``config`` that restores what ``network`` restores, up to rounding, ready to be trained.
 
     Both let frames through one by one (``joint = false``), see the same inputs and have the same levels; widths,
-    depths, heads and convolution blocks may grow. Widths of levels with blocks grow to whole multiples, with heads of
-    the same size: layer norms and attention compute the same only then. Raises DiqpError naming what does not fit.
+    depths, heads and convolution blocks may grow, and a first pass may come before (`with_first_pass`). Widths of
+    levels with blocks grow to whole multiples, with heads of the same size: layer norms and attention compute the same
+    only then. Raises DiqpError naming what does not fit.
     """
+    if config.first_pass and network.config.neighbours and not network.config.first_pass:
+        network = with_first_pass(network, config.first_pass)
     reason = _misfit(network.config, config)
     if reason:
         raise DiqpError(f"{network.config.name} can't be grown into {config.name}: {reason}")
     large = DiQP(config)
     with torch.no_grad():
         _Grower(network, large, seed).run()
+    return large
+
+
+def with_first_pass(network: DiQP, first_pass: str) -> DiQP:
+    """``network`` with a frame more beside each: what ``first_pass`` makes of the frame itself, not looked at yet.
+
+    The network has neighbours and no first pass. Raises DiqpError where the frame would take channels away from the
+    location's pattern, which fills the stem's inputs up to a multiple of 16.
+    """
+    large = DiQP(replace(network.config, first_pass=first_pass))
+    old, state = network.state_dict(), large.state_dict()
+    seen = network.config.seen
+    near, far = near_and_far(seen)
+    if pattern_channels(seen + 1) < pattern_channels(seen):
+        raise DiqpError(
+            f"{network.config.name} has {network.config.neighbours} neighbours on each side: a first pass would leave "
+            f"fewer of the stem's inputs to the location; networks with 2 or 3 can be given one"
+        )
+    # The frame's own samples come before those of its neighbours: whatever follows moves up.
+    inputs = torch.arange(old["stem.project.weight"].shape[1])
+    inputs[CELL_INPUTS:] += beside_inputs(seen + 1) - beside_inputs(seen)
+    answers = torch.arange(CELL_OUTPUTS + len(CLIPS) * near + far)
+    for limit in range(len(CLIPS)):
+        answers[CELL_OUTPUTS + limit * near :] += 1
+    for name, tensor in old.items():
+        own = state[name]
+        if name == "stem.project.weight":
+            own.zero_()[:, inputs] = tensor
+        elif name.startswith("head.project."):
+            own.zero_()[answers] = tensor[: len(answers)]
+        elif name.startswith("lost.project."):
+            # The pattern may have more channels. They are ready to be used: the stem's weights for them are zero.
+            rows = torch.unflatten(tensor, 0, (_PATTERN, -1))
+            torch.unflatten(own, 0, (_PATTERN, -1))[:, : rows.shape[1]] = rows
+        else:
+            own.copy_(tensor)
+    large.load_state_dict(state)
     return large
 
 
