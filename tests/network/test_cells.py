@@ -16,11 +16,14 @@ PRECISIONS = [torch.float32, torch.bfloat16]
 
 
 def scene(net: DiQP, height: int = 64, width: int = 192) -> tuple[Tensor, Tensor]:
-    """Two tiles with flat parts, neighbours of which some samples lie far off, as where motion was not found."""
+    """Two tiles with parts that are flat or of two levels, neighbours of which some samples lie far off, as where
+    motion was not found."""
     tile = picture(height, width, batch=2)
     tile[0, :, :, :40, :56] = 0.3
     tile[1, 1] = 0.5
     generator = torch.Generator().manual_seed(7)
+    tile[1, 0, :, :, 96:160] = 0.2 + 0.5 * torch.rand(3, height, 64, generator=generator).round()
+    tile[1, 0, 0, 20, 100], tile[1, 0, 1, 20, 100] = 0.212, 0.3  # hardly and clearly between the two
     beside = neighbours(net.config, tile)
     off = torch.rand(beside.shape, generator=generator)
     return tile, beside + 0.3 * (off - 0.5) * (off > 0.8)

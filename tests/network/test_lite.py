@@ -145,6 +145,24 @@ def test_flat_surroundings_are_left_alone() -> None:
     assert there[:, :16, :16].float().mean() > 0.9 and not there[:, :32, 32:].any()
 
 
+def test_patterns_of_two_levels_are_left_alone() -> None:
+    """Codecs keep them but for a code or two. A sample between the levels, and levels that are near, are restored."""
+    net = network(SMALL_LITE)
+    tile = picture(128, 128)
+    generator = torch.Generator().manual_seed(4)
+    pattern, codes = (torch.randint(0, n, (3, 128, 128), generator=generator) for n in (2, 3))
+    tile[:, 0] = 0.1 + 0.6 * pattern + codes * (1 - 2 * pattern) / 255
+    tile[:, 0, 1, 4, 4] = 0.4
+    *inputs, beside = arguments(net, tile)
+    near = tile.clone()
+    near[:, 0] = 0.1 + 0.1 * pattern
+    with torch.inference_mode():
+        changed = (net(*inputs, beside) != tile)[0, 0]
+        changed_near = (net(near, *inputs[1:], beside) != near)[0, 0]
+    assert changed[1, :16, :16].float().mean() > 0.9 and changed_near.float().mean() > 0.9
+    assert not changed[0].any() and not changed[1, :, 16:].any()
+
+
 def test_black_and_white_stays_black_and_white() -> None:
     """Where chroma is flat it is left alone, while luma is restored."""
     net = network(SMALL_LITE)

@@ -32,6 +32,7 @@ struct DiqpCells {
     int bf16;             ///< Whether the network's side is bf16 (else fp32).
     int threads;
     float gain, near_clip, wide_clip, far_clip;
+    float far_apart, between; ///< FAR_APART, BETWEEN
 };
 
 namespace {
@@ -211,15 +212,24 @@ DIQP_FAST void take_extremes(const float *row, int count, int side, float *low, 
         }
 }
 
+/// Of every `side` samples of a row the largest distance to the nearer extreme of their block, added as above.
+DIQP_FAST void take_inner(const float *row, int count, int side, const float *low, const float *high, float *inner) {
+    for (int i = 0; i < count; ++i)
+        for (int x = 0; x < side; ++x)
+            inner[i] = std::max(inner[i], std::min(row[i * side + x] - low[i], high[i] - row[i * side + x]));
+}
+
 /// stem.liveliness, block by block: B, 3 colours, 3 frames, rows of blocks, blocks.
 class Liveliness {
   public:
     Liveliness(const Pictures &pictures)
-        : rows_(pictures.sizes.height / pictures.sizes.quiet), columns_(pictures.sizes.width / pictures.sizes.quiet) {
+        : rows_(pictures.sizes.height / pictures.sizes.quiet), columns_(pictures.sizes.width / pictures.sizes.quiet),
+          far_apart_(pictures.sizes.far_apart), between_(pictures.sizes.between) {
         const DiqpCells &sizes = pictures.sizes;
         const int planes = sizes.batch * COLOURS * FRAMES, side = sizes.quiet;
         low_.resize(static_cast<std::size_t>(planes) * rows_ * columns_);
         high_.resize(low_.size());
+        inner_.resize(low_.size());
         in_parallel(planes * rows_, sizes.threads, [&](int first, int last) {
             for (int at = first; at < last; ++at) {
                 const float *samples = pictures.tile + static_cast<std::size_t>(at) * side * sizes.width;
@@ -229,6 +239,9 @@ class Liveliness {
                     low[x] = high[x] = samples[x * side];
                 for (int y = 0; y < side; ++y)
                     take_extremes(samples + static_cast<std::size_t>(y) * sizes.width, columns_, side, low, high);
+                float *inner = inner_.data() + static_cast<std::size_t>(at) * columns_;
+                for (int y = 0; y < side; ++y)
+                    take_inner(samples + static_cast<std::size_t>(y) * sizes.width, columns_, side, low, high, inner);
             }
         });
     }
@@ -238,12 +251,17 @@ class Liveliness {
         const int first = std::max(row - 1, 0), last = std::min(row + 1, rows_ - 1);
         for (int x = 0; x < columns_; ++x) {
             float low = low_[index(plane, row, x)], high = high_[index(plane, row, x)];
+            float inner = 0;
             for (int i = first; i <= last; ++i)
                 for (int j = std::max(x - 1, 0); j <= std::min(x + 1, columns_ - 1); ++j) {
                     low = std::min(low, low_[index(plane, i, j)]);
                     high = std::max(high, high_[index(plane, i, j)]);
+                    inner = std::max(inner, inner_[index(plane, i, j)]);
                 }
-            std::fill_n(out + x * cells_a_block, cells_a_block, std::min((high - low) * 255.0f, 1.0f));
+            const float span = (high - low) * 255.0f;
+            const float apart = std::clamp((span - far_apart_) / 4, 0.0f, 1.0f);
+            const float filled = std::clamp((inner * 255.0f - between_) / 2, 0.0f, 1.0f);
+            std::fill_n(out + x * cells_a_block, cells_a_block, std::min(span, 1.0f) * (1 - apart * (1 - filled)));
         }
     }
 
@@ -253,7 +271,8 @@ class Liveliness {
     }
 
     int rows_, columns_;
-    std::vector<float> low_, high_;
+    float far_apart_, between_;
+    std::vector<float> low_, high_, inner_;
 };
 
 /// The rows of cells of one frame's first convolution's input, one after the other.

@@ -11,8 +11,10 @@ from torch import Tensor
 from vsdiqp.library import find_library, open_library
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.stem import (
+    BETWEEN,
     CELL_INPUTS,
     CLIPS,
+    FAR_APART,
     FAR_CLIP,
     GAIN,
     MEAN_SIZE,
@@ -33,7 +35,7 @@ class _Sizes(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int) for name in ("batch", "height", "width", "near", "far", "pattern", "answer")),
         *((name, ctypes.c_int) for name in ("mean_size", "quiet", "bf16", "threads")),
-        *((name, ctypes.c_float) for name in ("gain", "near_clip", "wide_clip", "far_clip")),
+        *((name, ctypes.c_float) for name in ("gain", "near_clip", "wide_clip", "far_clip", "far_apart", "between")),
     ]
 
 
@@ -71,7 +73,7 @@ def _sizes(tile: Tensor, beside: Tensor, dtype: torch.dtype, answer: int = 0) ->
     return _Sizes(
         *(batch, height, width, near, far, pattern_channels(near + far), answer, MEAN_SIZE, QUIET),
         *(int(dtype == torch.bfloat16), torch.get_num_threads()),
-        *(GAIN, *CLIPS, FAR_CLIP),
+        *(GAIN, *CLIPS, FAR_CLIP, FAR_APART, BETWEEN),
     )
 
 

@@ -19,7 +19,13 @@ GAIN = 0.25
 MEAN_SIZE = 5
 """Side of the local mean in cells: 10 pixels, a little more than the coding grid's step."""
 QUIET = 8
-"""Side in pixels of the blocks that are left alone where they and those around them are flat."""
+"""Side in pixels of the blocks that are left alone where they and those around them are flat, or of two levels."""
+FAR_APART = 32.0
+"""Difference, in 255ths of the range, from which on two levels are far apart: texture hardly ever leaves out all
+between them."""
+BETWEEN = 2.5
+"""How far from the nearer of a block's two levels all its samples are, in 255ths of the range, where there is nothing
+between them: two codes of 8 bits."""
 CELL_INPUTS = 9
 """Inputs a cell and frame: 4 luma and 2 chroma differences, 3 means."""
 CELL_OUTPUTS = 6
@@ -191,17 +197,22 @@ def pattern_channels(seen: int) -> int:
 
 
 def liveliness(tile: Tensor) -> Tensor:
-    """B, 3, F, H, W -> the same shape: 0 where a plane's surroundings are perfectly flat, 1 from a code of 8 bits on.
+    """B, 3, F, H, W -> the same shape: 0 where a plane's surroundings were drawn as they are, 1 elsewhere.
 
-    Surroundings are a block of the coding grid and the eight blocks around it. A plane that is flat over so much was
-    drawn so: black bars, title cards, the fills of cartoons, the chroma of black and white film. Codecs keep it without
-    error, and one code too many would be seen. Sides are multiples of QUIET.
+    Surroundings are a block of the coding grid and the eight blocks around it. Where they are perfectly flat (black
+    bars, title cards, the fills of cartoons, the chroma of black and white film; 1 from a code of 8 bits on), or where
+    every block has two levels far apart and nothing between them (pixel patterns, unsmoothed text), codecs kept them
+    with hardly an error, and what would be added is one. Sides are multiples of QUIET.
     """
     batch, colours, frames, height, width = tile.shape
-    rows = tile.reshape(1, batch * colours * frames, height // QUIET, QUIET, width)
-    extremes = torch.cat([rows.amax(3), -rows.amin(3)])
-    around = F.max_pool2d(F.max_pool2d(extremes, (1, QUIET)), 3, stride=1, padding=1)
-    share = (around.sum(0, keepdim=True) * 255).clamp(max=1)
+    blocks = tile.reshape(1, batch * colours * frames, height // QUIET, QUIET, width // QUIET, QUIET)
+    high, low = blocks.amax((3, 5), keepdim=True), blocks.amin((3, 5), keepdim=True)
+    # The distance to the nearer of the two levels.
+    inner = ((high - low) / 2 - (blocks - (high + low) / 2).abs()).amax((3, 5))
+    around = F.max_pool2d(torch.cat([high[..., 0, :, 0], -low[..., 0, :, 0], inner]), 3, stride=1, padding=1) * 255
+    span = around[:1] + around[1:2]
+    drawn = ((span - FAR_APART) / 4).clamp(0, 1) * (1 - ((around[2:] - BETWEEN) / 2).clamp(0, 1))
+    share = span.clamp(max=1) * (1 - drawn)
     return F.interpolate(share, scale_factor=float(QUIET), mode="nearest").view(tile.shape)
 
 
