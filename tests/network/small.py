@@ -62,7 +62,7 @@ def arguments(net: DiQP, tile: Tensor, qp: float = 37, codec: str = "hevc", **pl
 
 
 def neighbours(config: DiQPConfig, tile: Tensor) -> Tensor:
-    """Luma beside each frame of a tile: B, 3, 2K, H, W, the frame itself with a little noise of its own."""
+    """Luma beside each frame of a tile: B, 3, S, H, W, the frame itself with a little noise of its own."""
     generator = torch.Generator().manual_seed(3)
     batch, _, frames, height, width = tile.shape
     noise = torch.randn(1, frames, config.seen, height, width, generator=generator)

@@ -107,7 +107,7 @@ class AlignmentProgram:
     def __init__(
         self, clip: ClipFormat, plan: TilePlan, seen: int, network_colour: str, addresses: Mapping[str, int]
     ) -> None:
-        self._clip, self._plan, self._seen = clip, plan, seen
+        self._clip, self._plan = clip, plan
         self._network_colour, self._at = network_colour, dict(addresses)
         self._staged = StagedFrame.of(clip)
         self._searched = SearchPlanes.of(clip.width, clip.height)

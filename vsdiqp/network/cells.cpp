@@ -223,46 +223,46 @@ DIQP_FAST void take_inner(const float *row, int count, int side, const float *lo
 class Liveliness {
   public:
     Liveliness(const Pictures &pictures)
-        : rows_(pictures.sizes.height / pictures.sizes.quiet), columns_(pictures.sizes.width / pictures.sizes.quiet),
-          far_apart_(pictures.sizes.far_apart), between_(pictures.sizes.between) {
+        : rows_(pictures.sizes.height / pictures.sizes.quiet), columns_(pictures.sizes.width / pictures.sizes.quiet) {
         const DiqpCells &sizes = pictures.sizes;
         const int planes = sizes.batch * COLOURS * FRAMES, side = sizes.quiet;
-        low_.resize(static_cast<std::size_t>(planes) * rows_ * columns_);
-        high_.resize(low_.size());
-        inner_.resize(low_.size());
+        shares_.resize(static_cast<std::size_t>(planes) * rows_ * columns_);
+        std::vector<float> lows(shares_.size()), highs(shares_.size()), inners(shares_.size());
         in_parallel(planes * rows_, sizes.threads, [&](int first, int last) {
             for (int at = first; at < last; ++at) {
                 const float *samples = pictures.tile + static_cast<std::size_t>(at) * side * sizes.width;
-                float *low = low_.data() + static_cast<std::size_t>(at) * columns_;
-                float *high = high_.data() + static_cast<std::size_t>(at) * columns_;
+                float *low = lows.data() + static_cast<std::size_t>(at) * columns_;
+                float *high = highs.data() + static_cast<std::size_t>(at) * columns_;
                 for (int x = 0; x < columns_; ++x)
                     low[x] = high[x] = samples[x * side];
                 for (int y = 0; y < side; ++y)
                     take_extremes(samples + static_cast<std::size_t>(y) * sizes.width, columns_, side, low, high);
-                float *inner = inner_.data() + static_cast<std::size_t>(at) * columns_;
+                float *inner = inners.data() + static_cast<std::size_t>(at) * columns_;
                 for (int y = 0; y < side; ++y)
                     take_inner(samples + static_cast<std::size_t>(y) * sizes.width, columns_, side, low, high, inner);
             }
         });
+        for (int plane = 0; plane < planes; ++plane)
+            for (int row = 0; row < rows_; ++row)
+                for (int x = 0; x < columns_; ++x) {
+                    float low = lows[index(plane, row, x)], high = highs[index(plane, row, x)], inner = 0;
+                    for (int i = std::max(row - 1, 0); i <= std::min(row + 1, rows_ - 1); ++i)
+                        for (int j = std::max(x - 1, 0); j <= std::min(x + 1, columns_ - 1); ++j) {
+                            low = std::min(low, lows[index(plane, i, j)]);
+                            high = std::max(high, highs[index(plane, i, j)]);
+                            inner = std::max(inner, inners[index(plane, i, j)]);
+                        }
+                    const float span = (high - low) * 255.0f;
+                    const float apart = std::clamp((span - sizes.far_apart) / 4, 0.0f, 1.0f);
+                    const float filled = std::clamp((inner * 255.0f - sizes.between) / 2, 0.0f, 1.0f);
+                    shares_[index(plane, row, x)] = std::min(span, 1.0f) * (1 - apart * (1 - filled));
+                }
     }
 
     /// For every cell of row `row` of blocks of a plane.
     void expand(int plane, int row, int cells_a_block, float *out) const {
-        const int first = std::max(row - 1, 0), last = std::min(row + 1, rows_ - 1);
-        for (int x = 0; x < columns_; ++x) {
-            float low = low_[index(plane, row, x)], high = high_[index(plane, row, x)];
-            float inner = 0;
-            for (int i = first; i <= last; ++i)
-                for (int j = std::max(x - 1, 0); j <= std::min(x + 1, columns_ - 1); ++j) {
-                    low = std::min(low, low_[index(plane, i, j)]);
-                    high = std::max(high, high_[index(plane, i, j)]);
-                    inner = std::max(inner, inner_[index(plane, i, j)]);
-                }
-            const float span = (high - low) * 255.0f;
-            const float apart = std::clamp((span - far_apart_) / 4, 0.0f, 1.0f);
-            const float filled = std::clamp((inner * 255.0f - between_) / 2, 0.0f, 1.0f);
-            std::fill_n(out + x * cells_a_block, cells_a_block, std::min(span, 1.0f) * (1 - apart * (1 - filled)));
-        }
+        for (int x = 0; x < columns_; ++x)
+            std::fill_n(out + x * cells_a_block, cells_a_block, shares_[index(plane, row, x)]);
     }
 
   private:
@@ -271,8 +271,7 @@ class Liveliness {
     }
 
     int rows_, columns_;
-    float far_apart_, between_;
-    std::vector<float> low_, high_, inner_;
+    std::vector<float> shares_;
 };
 
 /// The rows of cells of one frame's first convolution's input, one after the other.

@@ -301,11 +301,10 @@ class PoolDataset:
             return None
         (top, left), (high, wide) = place, size
         region = (left, top, left + wide, top + high)
-        passed = stream.first is not None
         luma = stream.clip.y if stream.first is None else stream.first
         aligner = Aligner(luma.shape[2], luma.shape[1])
         prepared: dict[int, NDArray[np.uint8]] = {}
-        steps = seen_steps(2 * self.neighbours + passed)
+        steps = seen_steps(2 * self.neighbours + (stream.first is not None))
         aligned = np.empty((3, len(steps), high, wide), np.float32)
         for index, current in enumerate(order):
             for position, step in enumerate(steps):

@@ -30,8 +30,6 @@ _SAME = (
     *("down_kernel", "window", "mlp_ratio", "depthwise_taps", "uses_around", "uses_ahead"),
 )
 """What two networks must share for one to grow into the other."""
-_PATTERN = 16
-"""Cells after which the location's pattern repeats."""
 
 
 def copies(small: int, large: int) -> Tensor:
@@ -161,7 +159,8 @@ def with_first_pass(network: DiQP, first_pass: str) -> DiQP:
     old, state = network.state_dict(), large.state_dict()
     seen = network.config.seen
     near, far = near_and_far(seen)
-    if pattern_channels(seen + 1) < pattern_channels(seen):
+    channels, more = pattern_channels(seen), pattern_channels(seen + 1)
+    if more < channels:
         raise DiqpError(
             f"{network.config.name} has {network.config.neighbours} neighbours on each side: a first pass would leave "
             f"fewer of the stem's inputs to the location; networks with 2 or 3 can be given one"
@@ -180,8 +179,7 @@ def with_first_pass(network: DiQP, first_pass: str) -> DiQP:
             own.zero_()[answers] = tensor[: len(answers)]
         elif name.startswith("lost.project."):
             # The pattern may have more channels. They are ready to be used: the stem's weights for them are zero.
-            rows = torch.unflatten(tensor, 0, (_PATTERN, -1))
-            torch.unflatten(own, 0, (_PATTERN, -1))[:, : rows.shape[1]] = rows
+            torch.unflatten(own, 0, (-1, more))[:, :channels] = torch.unflatten(tensor, 0, (-1, channels))
         else:
             own.copy_(tensor)
     large.load_state_dict(state)
