@@ -17,9 +17,12 @@ from setuptools.command.build_ext import build_ext
 
 PLUGIN = "vapoursynth.plugins.diqp.libdiqp"
 SOURCES = Path("vsdiqp/plugin")
+LANES = ["vsdiqp/network/native.h", "vsdiqp/network/lanes.h"]
 LIBRARIES = {
     "vsdiqp.alignment.libmotion": ("vsdiqp/alignment/library.cpp", ["vsdiqp/alignment/motion.cuh"]),
-    "vsdiqp.network.libcells": ("vsdiqp/network/cells.cpp", []),
+    "vsdiqp.network.libcells": ("vsdiqp/network/cells.cpp", ["vsdiqp/network/native.h"]),
+    "vsdiqp.network.libattention": ("vsdiqp/network/attention.cpp", LANES),
+    "vsdiqp.network.libdepthwise": ("vsdiqp/network/depthwise.cpp", LANES),
 }
 """What Python opens itself (`vsdiqp.library`), beside its modules: source and headers."""
 DEVELOPMENT = Path("build/plugin")

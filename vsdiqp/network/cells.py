@@ -3,13 +3,12 @@ every neighbour's samples. For inference of networks with neighbours; results ar
 """
 
 import ctypes
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from vsdiqp.library import find_library, open_library
 from vsdiqp.network.config import FRAMES
+from vsdiqp.network.native import Compiled, eager_on_cpu
 from vsdiqp.network.stem import (
     BETWEEN,
     CELL_INPUTS,
@@ -20,12 +19,10 @@ from vsdiqp.network.stem import (
     MEAN_SIZE,
     QUIET,
     beside_inputs,
-    eager_on_cpu,
     near_and_far,
     pattern_channels,
 )
 
-FOLDER, LIBRARY = "network", "libcells.so"
 _PRECISIONS = (torch.float32, torch.bfloat16)
 
 
@@ -39,9 +36,12 @@ class _Sizes(ctypes.Structure):
     ]
 
 
+_compiled = Compiled("libcells.so", _Sizes, {"diqp_cells_inputs": 5, "diqp_cells_residual": 5})
+
+
 def usable(tile: Tensor, dtype: torch.dtype) -> bool:
     """Whether these tiles can go this way: on the CPU, no gradients wanted, nothing traced, in fp32 or bf16."""
-    return eager_on_cpu(tile) and dtype in _PRECISIONS and _there()
+    return eager_on_cpu(tile) and not torch.is_grad_enabled() and dtype in _PRECISIONS and _compiled.there
 
 
 def stem_inputs(tile: Tensor, beside: Tensor, pattern: Tensor, damage: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def stem_inputs(tile: Tensor, beside: Tensor, pattern: Tensor, damage: Tensor) -
     shape = (FRAMES * sizes.batch, sizes.height // 2, sizes.width // 2, channels)
     out = torch.empty(shape, dtype=pattern.dtype)
     tile, beside, pattern, damage = (t.float().contiguous() for t in (tile, beside, pattern, damage))
-    _library().diqp_cells_inputs(ctypes.byref(sizes), *(t.data_ptr() for t in (tile, beside, pattern, damage, out)))
+    _compiled.call("diqp_cells_inputs", sizes, tile, beside, pattern, damage, out)
     return out.permute(0, 3, 1, 2)
 
 
@@ -61,7 +61,7 @@ def residual(answer: Tensor, tile: Tensor, beside: Tensor, damage: Tensor) -> Te
     answer = answer.permute(0, 2, 3, 1).contiguous()
     tile, beside, damage = (t.float().contiguous() for t in (tile, beside, damage))
     out = torch.empty_like(tile)
-    _library().diqp_cells_residual(ctypes.byref(sizes), *(t.data_ptr() for t in (tile, beside, answer, damage, out)))
+    _compiled.call("diqp_cells_residual", sizes, tile, beside, answer, damage, out)
     return out
 
 
@@ -74,20 +74,4 @@ def _sizes(tile: Tensor, beside: Tensor, dtype: torch.dtype, answer: int = 0) ->
         *(batch, height, width, near, far, pattern_channels(near + far), answer, MEAN_SIZE, QUIET),
         *(int(dtype == torch.bfloat16), torch.get_num_threads()),
         *(GAIN, *CLIPS, FAR_CLIP, FAR_APART, BETWEEN),
-    )
-
-
-@cache
-def _there() -> bool:
-    return find_library(FOLDER, LIBRARY) is not None
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    pointer = ctypes.c_void_p
-    sizes = ctypes.POINTER(_Sizes)
-    return open_library(
-        FOLDER,
-        LIBRARY,
-        {"diqp_cells_inputs": (None, [sizes, *[pointer] * 5]), "diqp_cells_residual": (None, [sizes, *[pointer] * 5])},
     )

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vsdiqp.network import attention, depthwise
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.packing import PackedDepthwise
 
@@ -96,6 +97,14 @@ class WindowAttention(nn.Module):
             self.bias = None
         return super().train(mode)
 
+    def on_map(self, x: Tensor, shift: int) -> Tensor | None:
+        """A whole map B, H, W, C in one compiled step, where there is one for it; windows shifted by so many tokens."""
+        if not attention.usable(x, self.window):
+            return None
+        bias = self.gather_bias() if self.bias is None else self.bias
+        y = attention.window_attention(self.to_q(x), self.to_kv(x), bias, shift, SHIFT_PENALTY)
+        return self.proj(y)
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """B * windows, window^2, C -> the same shape. ``mask``: (windows, window^2, window^2), added to the scores."""
         rows, tokens, channels = x.shape
@@ -121,7 +130,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B, H, W, C -> the same shape."""
-        return self.contract(F.gelu(self.depthwise(F.gelu(self.expand(x)))))
+        hidden = self.expand(x)
+        weight, bias = self.depthwise.packed()
+        if depthwise.usable(hidden, weight):
+            return self.contract(depthwise.activated(hidden, weight, bias))
+        return self.contract(F.gelu(self.depthwise(F.gelu(hidden))))
 
 
 class LeWinBlock(nn.Module):
@@ -137,6 +150,9 @@ class LeWinBlock(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """The attention branch on a normed map."""
+        done = self.attn.on_map(x, self.shift)
+        if done is not None:
+            return done
         batch, height, width, _ = x.shape
         mask = None
         if self.shift:

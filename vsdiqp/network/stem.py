@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.lost import tile_pattern
+from vsdiqp.network.native import eager_on_cpu
 from vsdiqp.network.packing import PackedConv
 
 GAIN = 0.25
@@ -83,7 +84,7 @@ class FrameBlock(nn.Module):
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """x: B * 3, C, h, w (frames of an item contiguous); code: B, K. Returns x's shape."""
         modulation = self.modulate(code)
-        if code.shape[0] == 1 and eager_on_cpu(x):
+        if code.shape[0] == 1 and eager_on_cpu(x) and not torch.is_grad_enabled():
             # One item's modulation goes into the weights: a pass less over the features.
             scale, shift = modulation[0].chunk(2)
             weight = self.conv1.weight * (1 + scale)[:, None, None, None]
@@ -93,12 +94,6 @@ class FrameBlock(nn.Module):
             scale, shift = modulation.repeat_interleave(FRAMES, 0)[..., None, None].to(x.dtype).chunk(2, 1)
             y = torch.addcmul(shift, self.conv1(x), 1 + scale).relu_()
         return self.conv2(y).add_(x)
-
-
-def eager_on_cpu(x: Tensor) -> bool:
-    """Whether what is made of x is computed on the CPU here and now: no gradients are wanted, nothing is traced."""
-    here = type(x) is Tensor and x.device.type == "cpu"
-    return here and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def to_frames(x: Tensor, frame_major: bool = False) -> Tensor:

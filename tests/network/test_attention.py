@@ -1,0 +1,108 @@
+"""The compiled attention and feed-forward give what the torch modules say they are, forward and backward."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vsdiqp.network import attention, depthwise
+from vsdiqp.network.lewin import SHIFT_PENALTY, FeedForward, LeWinBlock
+
+
+def with_gradients(
+    module: nn.Module, step: Callable[[Tensor], Tensor], x: Tensor, bf16: bool
+) -> list[tuple[str, Tensor]]:
+    """The result, and the gradients of what went in and of every parameter."""
+    module.zero_grad()
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        y = step(x)
+    generator = torch.Generator().manual_seed(5)
+    (y.float() * torch.randn(y.shape, generator=generator)).sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    gradients = [(name, p.grad.float()) for name, p in module.named_parameters() if p.grad is not None]
+    return [("result", y.detach().float()), ("input", x.grad), *gradients]
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("channels", "heads", "shift"), [(96, 4, 4), (96, 4, 0), (135, 3, 4), (80, 5, 4), (16, 1, 4)])
+def test_attention_is_the_plain_one(
+    channels: int, heads: int, shift: int, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    block = LeWinBlock(channels, heads, 8, 2, 1, shift, 1).train()
+    nn.init.normal_(block.attn.bias_table)
+    x = 2 * torch.randn(2, 24, 40, channels)
+    assert attention.usable(x, 8)
+    compiled = with_gradients(block.attn, block.attend, x, bf16)
+    monkeypatch.setattr(attention, "usable", lambda *_: False)
+    plain = with_gradients(block.attn, block.attend, x, bf16)
+    assert [name for name, _ in compiled] == [name for name, _ in plain]
+    for (name, new), (_, old) in zip(compiled, plain, strict=True):
+        assert distance(new, old) < (6e-3 if bf16 else 2e-6), name
+
+
+@pytest.mark.parametrize(("channels", "ratio", "height", "width"), [(96, 3, 24, 40), (48, 3, 33, 20), (16, 2, 1, 3)])
+def test_feed_forward_is_no_farther_from_exact_than_the_plain_one(
+    channels: int, ratio: int, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    feed = FeedForward(channels, ratio, 1, 1).train()
+    x = 2 * torch.randn(3, height, width, channels)
+    used: list[bool] = []
+    usable = depthwise.usable
+
+    def watched(x: Tensor, weight: Tensor) -> bool:
+        used.append(usable(x, weight))
+        return used[-1]
+
+    monkeypatch.setattr(depthwise, "usable", watched)
+    compiled = with_gradients(feed, feed, x, bf16=True)
+    exact = with_gradients(feed, feed, x, bf16=False)
+    assert used == [True, False], "bf16 goes the compiled way, fp32 torch's own"
+    monkeypatch.setattr(depthwise, "usable", lambda *_: False)
+    plain = with_gradients(feed, feed, x, bf16=True)
+    for (name, new), (_, old), (_, true) in zip(compiled, plain, exact, strict=True):
+        assert distance(new, true) < max(1.3 * distance(old, true), 3e-3), name
+
+
+def test_threads_and_batches_change_no_bit() -> None:
+    torch.manual_seed(0)
+    q, kv, bias = torch.randn(3, 16, 24, 32), torch.randn(3, 16, 24, 64), torch.randn(2, 64, 64)
+    hidden, weight, offset = torch.randn(3, 40, 20, 80).bfloat16(), torch.randn(80, 1, 3, 3), torch.randn(80)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5, 64):
+            torch.set_num_threads(threads)
+            for items in (slice(None), slice(0, 1)):
+                attended = attention.window_attention(q[items], kv[items], bias, 4, SHIFT_PENALTY)
+                activated = depthwise.activated(hidden[items], weight, offset)
+                results.append((attended[:1], activated[:1]))
+    finally:
+        torch.set_num_threads(before)
+    for attended, activated in results[1:]:
+        assert torch.equal(attended, results[0][0]) and torch.equal(activated, results[0][1])
+
+
+def test_large_scores_stay_finite() -> None:
+    q = torch.full((1, 8, 8, 16), 60.0)
+    q[:, 4:] *= -1
+    kv = torch.cat([q, torch.randn(1, 8, 8, 16)], -1)
+    y = attention.window_attention(q, kv, torch.zeros(1, 64, 64), 0, SHIFT_PENALTY)
+    expected = torch.cat([kv[:, :4, :, 16:].mean((1, 2)), kv[:, 4:, :, 16:].mean((1, 2))])
+    torch.testing.assert_close(y[:, [0, 7], 0][0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    q, kv = torch.zeros(1, 16, 16, 32), torch.zeros(1, 16, 16, 64)
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        attention.window_attention(q, kv, torch.zeros(3, 64, 64), 0, SHIFT_PENALTY)
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        attention.window_attention(q[:, :12], kv[:, :12], torch.zeros(2, 64, 64), 0, SHIFT_PENALTY)
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        attention.window_attention(q, kv.bfloat16(), torch.zeros(2, 64, 64), 0, SHIFT_PENALTY)

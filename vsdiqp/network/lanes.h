@@ -1,0 +1,76 @@
+// Sixteen numbers at once, as compilers for any processor turn them into registers, and the functions that networks
+// need. Everything takes references: how whole lanes are handed over depends on the processor.
+#pragma once
+
+#include <cstdint>
+
+namespace diqp {
+
+constexpr int LANES = 16;
+
+/// A register of AVX-512, or several smaller ones. Anywhere in memory.
+typedef float Lane __attribute__((vector_size(64), aligned(4), may_alias));
+typedef std::int32_t Whole __attribute__((vector_size(64), aligned(4), may_alias));
+typedef std::uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
+typedef std::uint16_t Half __attribute__((vector_size(32), aligned(2), may_alias));
+
+#define DIQP_INLINE inline __attribute__((always_inline))
+
+DIQP_INLINE void load(const float *from, Lane &lane) {
+    lane = *reinterpret_cast<const Lane *>(from);
+}
+
+/// From bf16.
+DIQP_INLINE void load(const std::uint16_t *from, Lane &lane) {
+    lane = (Lane)(__builtin_convertvector(*reinterpret_cast<const Half *>(from), Bits) << 16);
+}
+
+DIQP_INLINE void store(const Lane &lane, float *to) {
+    *reinterpret_cast<Lane *>(to) = lane;
+}
+
+/// To bf16, ties to even.
+DIQP_INLINE void store(const Lane &lane, std::uint16_t *to) {
+    const Bits bits = (Bits)lane;
+    *reinterpret_cast<Half *>(to) = __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Half);
+}
+
+DIQP_INLINE float total(const Lane &lane) {
+    float sum = 0;
+    for (int i = 0; i < LANES; ++i)
+        sum += lane[i];
+    return sum;
+}
+
+/// exp of numbers up to 0, in place: a power of two and a polynomial (Taylor's, to the sixth power) over half a step
+/// around it. Below -87 as at -87.
+DIQP_INLINE void exponential(Lane &x) {
+    x = x > -87.0f ? x : Lane{} - 87.0f;
+    const Whole whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Whole); // towards zero
+    const Lane back = __builtin_convertvector(whole, Lane);
+    const Lane rest = (x - back * 0.693359375f) + back * 2.12194440e-4f; // log 2 in two parts
+    Lane value = rest * (1.0f / 720) + (1.0f / 120);
+    value = value * rest + (1.0f / 24);
+    value = value * rest + (1.0f / 6);
+    value = value * rest + 0.5f;
+    value = value * rest + 1.0f;
+    value = value * rest + 1.0f;
+    x = value * (Lane)((whole + 127) << 23);
+}
+
+/// Of a normal distribution: `below`, the share below x, to 2e-7 (Abramowitz and Stegun 1964, 7.1.26); `density` at x.
+DIQP_INLINE void normal(const Lane &x, Lane &below, Lane &density) {
+    const Lane size = x < 0.0f ? -x : x;
+    const Lane t = 1.0f / (size * (0.3275911f * 0.70710678f) + 1.0f);
+    Lane bell = x * x * -0.5f;
+    exponential(bell);
+    Lane tail = t * 1.061405429f - 1.453152027f;
+    tail = tail * t + 1.421413741f;
+    tail = tail * t - 0.284496736f;
+    tail = tail * t + 0.254829592f;
+    tail = tail * t * bell * 0.5f;
+    below = x < 0.0f ? tail : 1.0f - tail;
+    density = bell * 0.39894228f;
+}
+
+} // namespace diqp
