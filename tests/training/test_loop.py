@@ -1,5 +1,6 @@
 """The training loop: its schedule, its state, and that what it trains gets better."""
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -379,6 +380,19 @@ def test_errors_while_making_batches_reach_the_loop(small_pool: Path) -> None:
     source = Batches(pool, DiQP(TINY), 1, 0, 100, teach=lambda *_: 1 / 0)  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         next(iter(source))
+
+
+def test_several_makers_draw_samples_of_their_own_and_end_with_the_run(small_pool: Path) -> None:
+    dataset = PoolDataset(small_pool, crop=(64, 64), neighbours=LITE.neighbours)
+    before = threading.active_count()
+    with contextlib.closing(iter(Batches(dataset, DiQP(TINY), 2, 0, 100, makers=3))) as batches:
+        drawn = [next(batches) for _ in range(12)]
+        assert threading.active_count() == before + 3
+    assert threading.active_count() == before
+    # Some may be drawn twice from so small a pool, not every maker's the same.
+    assert len({batch.luma.numpy().tobytes() for batch in drawn}) > 6
+    items = [dataset.load_item(index) for index in range(len(dataset))]
+    assert dataset.cached == (len(items), sum(item.nbytes for item in items)), "decoded twice at once, kept once"
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

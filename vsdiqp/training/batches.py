@@ -123,7 +123,10 @@ def normalised(samples: np.ndarray, bits: int, chroma: bool) -> Tensor:
 
 
 class Batches:
-    """Endless batches from a pool, made ahead in a thread; also measures every stream's error once."""
+    """Endless batches from a pool, made ahead in ``makers`` threads; also measures every stream's error once.
+
+    With one maker a seed gives the same batches in the same order.
+    """
 
     def __init__(
         self,
@@ -133,10 +136,11 @@ class Batches:
         seed: int,
         refresh_every: int,
         teach: Teach | None = None,
+        makers: int = 1,
     ):
-        self.teach = teach
+        self.teach, self.makers = teach, makers
         self.dataset, self.network, self.batch, self.refresh_every = dataset, network, batch, refresh_every
-        self.rng = np.random.default_rng(seed)
+        self.rngs = np.random.default_rng(seed).spawn(makers)
         self._errors: dict[tuple[int, int], Tensor] = {}
 
     def stream_error(self, item: DecodedItem, index: int) -> Tensor:
@@ -148,22 +152,23 @@ class Batches:
             self._errors[key] = (decoded - truth).square().mean((1, 2))
         return self._errors[key]
 
-    def _draw(self) -> tuple[Sample, Tensor]:
+    def _draw(self, rng: np.random.Generator) -> tuple[Sample, Tensor]:
         """A sample and the error of its whole frames."""
-        item = self.dataset.load_item(int(self.rng.integers(len(self.dataset))))
-        index = int(self.rng.integers(len(item.degraded)))
+        item = self.dataset.load_item(int(rng.integers(len(self.dataset))))
+        index = int(rng.integers(len(item.degraded)))
         one = DecodedItem(item.number, item.source, (item.degraded[index],), item.matrix, item.cuts, item.sources)
-        sample = self.dataset.cut(one, self.rng)
+        sample = self.dataset.cut(one, rng)
         return sample, self.stream_error(item, index)[list(sample.shown)]
 
-    def make(self) -> Batch:
-        """Draw one batch."""
-        drawn = [self._draw() for _ in range(self.batch)]
+    def make(self, maker: int = 0) -> Batch:
+        """Draw one batch. Every maker draws its own."""
+        rng = self.rngs[maker]
+        drawn = [self._draw(rng) for _ in range(self.batch)]
         samples = [sample for sample, _ in drawn]
-        batch = collate(samples, torch.stack([error for _, error in drawn]), self.network, self.rng)
+        batch = collate(samples, torch.stack([error for _, error in drawn]), self.network, rng)
         teach = self.teach  # the loop may end the lessons while this thread is at work
         if teach is not None:
-            frames = self.rng.integers(0, 3, self.batch)
+            frames = rng.integers(0, 3, self.batch)
             taught = []
             for luma, n, sample in zip(batch.luma, frames, samples, strict=True):
                 # The ends of a triplet have one neighbour, for the network as for its teacher.
@@ -173,17 +178,20 @@ class Batches:
         return batch
 
     def __iter__(self) -> Generator[Batch]:
-        """Batches, two made ahead. Close it when done: the thread that makes them must not outlive the interpreter."""
-        ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=2)
+        """Batches, two made ahead a maker. Close it when done: threads that make them must not outlive the
+        interpreter."""
+        ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=2 * self.makers)
         stop = threading.Event()
 
-        def work() -> None:
+        def work(maker: int) -> None:
+            if self.makers > 1:
+                torch.set_num_threads(1)  # of this thread: there are others for the other cores
             made = 0
             while not stop.is_set():
                 try:
-                    if made % self.refresh_every == 0:
+                    if maker == 0 and made * self.makers % self.refresh_every < self.makers:
                         self.dataset.refresh()
-                    item: Batch | Exception = self.make()
+                    item: Batch | Exception = self.make(maker)
                 except Exception as error:  # shown by the consumer, which can stop the run
                     item = error
                 made += 1
@@ -194,8 +202,9 @@ class Batches:
                     except queue.Full:
                         continue
 
-        maker = threading.Thread(target=work, daemon=True)
-        maker.start()
+        threads = [threading.Thread(target=work, args=(maker,), daemon=True) for maker in range(self.makers)]
+        for thread in threads:
+            thread.start()
         try:
             while True:
                 got = ready.get()
@@ -204,7 +213,8 @@ class Batches:
                 yield got
         finally:
             stop.set()
-            maker.join()
+            for thread in threads:
+                thread.join()
 
 
 def typical_error(qp: float, codec: str) -> float:

@@ -1,5 +1,6 @@
 """Training samples from a pool: decoded and pristine planes of three consecutive frames, cut on the coding grid."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,6 +155,7 @@ class PoolDataset:
         self._entries: list[dict[str, Any]] = []
         self._kept: dict[int, DecodedItem] = {}
         self._bytes = 0
+        self._lock = threading.Lock()
         self._offset = 0
         if self.refresh() == 0:
             raise DiqpError(f"{self.folder / INDEX} has no items; make a pool with: vsdiqp pool SOURCES {self.folder}")
@@ -179,13 +181,14 @@ class PoolDataset:
         return len(entries)
 
     def load_item(self, index: int) -> DecodedItem:
-        """The item, from memory or decoded now (about 10 ms)."""
+        """The item, from memory or decoded now (about 10 ms). May be called from several threads."""
         item = self._kept.get(index)
         if item is None:
             item = self._decode(self._entries[index])
-            if self._bytes + item.nbytes <= self._cache_bytes:
-                self._kept[index] = item
-                self._bytes += item.nbytes
+            with self._lock:
+                if index not in self._kept and self._bytes + item.nbytes <= self._cache_bytes:
+                    self._kept[index] = item
+                    self._bytes += item.nbytes
         return item
 
     def _decode(self, entry: dict[str, Any]) -> DecodedItem:

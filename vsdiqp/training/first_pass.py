@@ -3,6 +3,7 @@
 What was restored is kept in the pool, in ``first-NAME-HASH/``: another run, or another process, reads it there.
 """
 
+import contextlib
 import os
 import threading
 import zlib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vsdiqp.backends import cuda
 from vsdiqp.clip import ClipFormat, FrameColour, Planes, Run, Settings
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQPConfig, model_hash
@@ -41,7 +43,8 @@ def open_pool(
 
 
 class FirstPass:
-    """Restores streams with the shipped network ``model``, on the CPU; keeps them in the pool's ``folder``.
+    """Restores streams with the shipped network ``model``, on the GPU where there is one; keeps them in the pool's
+    ``folder``.
 
     ``qp`` as the dataset's; of "mixed" every other item's streams are restored with the QP asked of the encoder, the
     others with the frames' own. Scene cuts are respected. May be called from several threads. Raises DiqpError where
@@ -61,14 +64,17 @@ class FirstPass:
         kept = _read(path)
         if kept is not None and (kept.shape, kept.dtype) == (stream.clip.y.shape, stream.clip.y.dtype):
             return kept
-        with _alone:
+        # A GPU has slots for several runs; on the CPU there is one, and its memory is shared by those who want it.
+        with contextlib.nullcontext() if _backend() == "cuda" else _alone:
             restored = self._restore(item, stream, nominal)
         _write(path, restored)
         return restored
 
     def _restore(self, item: DecodedItem, stream: DecodedStream, nominal: bool) -> Samples:
         frames, height, width = stream.clip.y.shape
-        restorer = _restorer(self._model, ClipFormat("YUV", "integer", item.source.bits, 1, 1, width, height, frames))
+        clip = ClipFormat("YUV", "integer", item.source.bits, 1, 1, width, height, frames)
+        with _opening:
+            restorer = _restorer(self._model, clip)
         result = np.empty_like(stream.clip.y)
         chroma = np.empty_like(stream.clip.c[:, 0])  # nobody asks for it
 
@@ -100,13 +106,18 @@ class FirstPass:
         return result
 
 
-_alone = threading.Lock()
-"""Restorers on the CPU do one run at a time, and their memory is shared by the threads that want one."""
+_alone, _opening = threading.Lock(), threading.Lock()
+
+
+@cache
+def _backend() -> str:
+    return "cpu" if cuda.unavailable() else "cuda"
 
 
 @cache
 def _restorer(model: str, clip: ClipFormat) -> Restorer:
-    return Restorer(Settings(model=model, backend="cpu"), clip)
+    device = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun's: every process has a GPU of its own
+    return Restorer(Settings(model=model, backend=_backend(), device=(device,)), clip)
 
 
 def _read(path: Path) -> Samples | None:

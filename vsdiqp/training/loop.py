@@ -198,7 +198,7 @@ class Trainer:
         teacher = load_teacher(s.teacher, s.network) if s.teacher and self.step < s.teacher_steps[1] else None
         teaching = teacher.to(self.device).requires_grad_(False) if isinstance(teacher, DiQP) else None
         teach = teacher.residual if isinstance(teacher, Teacher) else None
-        source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach)
+        source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach, s.makers or self._makers())
         batches = iter(source)
         started, before = time.monotonic(), self.seconds
         gains, loss_sum, imitated, since = Gains(), 0.0, 0.0, 0
@@ -247,6 +247,10 @@ class Trainer:
                     self.save()
         self.save()
         return self.out / "last.safetensors"
+
+    def _makers(self) -> int:
+        """A CPU's cores belong to the network; a GPU waits for whoever feeds it."""
+        return 1 if self.device.type == "cpu" else max((os.cpu_count() or 1) // (2 * self.world), 1)
 
     def _imitation(self, network: DiQP | None, tile: Tensor, restored: Tensor, batch: Batch) -> Tensor | None:
         """Distance to the teacher: a ``network``, or the filters whose answer the batch holds. None: no lesson."""

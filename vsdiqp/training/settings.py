@@ -59,6 +59,8 @@ class TrainSettings:
     save_every: int = 250
     cache_gib: float = 8.0
     """Memory for decoded items."""
+    makers: int = 0
+    """Threads that make batches; 0: one on a CPU, on a GPU half the cores that there are for each."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     minutes: float = 0.0
