@@ -8,12 +8,16 @@ VAPOURSYNTH_EXTRA_PLUGIN_PATH there and PYTHONPATH at the tree, and nothing need
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import ClassVar
 
 from setuptools import Command, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+if sys.platform != "linux":
+    raise SystemExit(f"vsdiqp builds on Linux only, and this is {sys.platform}; on Windows use WSL 2")
 
 PLUGIN = "vapoursynth.plugins.diqp.libdiqp"
 SOURCES = Path("vsdiqp/plugin")

@@ -1,7 +1,7 @@
 # Shared by the scripts beside it: sourced, from the root of the repository, with `set -euo pipefail`.
 # shellcheck shell=bash
 
-VENV="${VSDIQP_VENV:-$PWD/.venv}"
+VENV="$(realpath -m -- "${VSDIQP_VENV:-$PWD/.venv}")"
 
 say() { printf '%s\n' "== $*" >&2; }
 

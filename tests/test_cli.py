@@ -33,6 +33,18 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
     assert "usage: vsdiqp" in captured.err
 
 
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "lite", str(tmp_path / "nowhere" / "a.safetensors")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("vsdiqp: ") and "nowhere" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("setting", ["qp=30", "model=lite,codec=av1"])
+def test_bench_takes_qp_and_codec_for_all_settings_alone(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", setting]) == 1
+    assert "give --" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_exists_and_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert importlib.util.find_spec(f"vsdiqp.cli.{name}") is not None

@@ -307,6 +307,21 @@ def test_a_backend_whose_package_is_broken_is_a_reason_not_an_exception(monkeypa
         Restorer(Settings(backend="tensorrt"), clip, Zero())
 
 
+def test_who_has_a_gpu_is_told_why_it_idles(monkeypatch, tmp_path, caplog):
+    from vsdiqp import backends
+
+    monkeypatch.setattr(backends, "MODULES", {"cuda": "nothing_of_the_kind", "cpu": "vsdiqp.backends.cpu"})
+    for there, level in ((False, "INFO"), (True, "WARNING")):
+        caplog.clear()
+        monkeypatch.setattr(backends, "GPUS", tmp_path if there else tmp_path / "none")
+        with caplog.at_level("INFO"):
+            assert backends.candidates("auto") == ["cpu"]
+        assert [(r.levelname, "not cuda: it can't be imported" in r.message) for r in caplog.records] == [(level, True)]
+    caplog.clear()
+    Restorer(Settings(precision="fp32", backend="cpu", batch=4), clip_format(), Constant(0.1))
+    assert "batch= and device= are for GPUs" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["BackendError", "DiqpError"])
 def test_auto_goes_on_where_a_backend_cannot_be_opened_after_all(kind, monkeypatch, tmp_path, caplog):
     """As when an engine can't be built. What a user asked for wrongly is no reason to go on."""

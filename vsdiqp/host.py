@@ -266,11 +266,6 @@ def _installed(package: str) -> str:
 def _backends() -> list[str]:
     if importlib.util.find_spec("torch") is None:
         return []
-    import torch
+    from vsdiqp.backends import available
 
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found.append("cuda")
-        if importlib.util.find_spec("torch_tensorrt") is not None:
-            found.append("tensorrt")
-    return found
+    return available()

@@ -15,6 +15,9 @@ BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 DEFAULT_CODEC = "hevc"
 """Whose scale ``qp`` is on when neither the argument ``codec`` nor the frame property ``_Codec`` says it."""
+HIGHEST = 1_000_000
+"""Largest number accepted of anything that is counted: sums of what is accepted stay far from where the plugin's
+numbers end."""
 SMALLEST = 16
 """Shortest side of a clip in pixels."""
 
@@ -58,6 +61,11 @@ class QpRule:
         return stated
 
     def _scale(self, index: int, codec: str) -> QpScale:
+        if self.qps is None and self.codec and codec and codec != self.codec:
+            raise DiqpError(
+                f"frame {index} has a QP on {codec}'s scale (property _Codec), but codec is {self.codec!r}: leave "
+                "codec out, or give qp= with it"
+            )
         name = self.codec or codec
         if name:
             try:
@@ -122,7 +130,13 @@ def parse_qp(arguments: Arguments, frames: int) -> QpRule:
         try:
             limit.check(qp)
         except DiqpError as error:
-            raise DiqpError(f"qp[{index}]: {error}" if len(qps) > 1 else str(error)) from None
+            whose = (
+                ""
+                if scale
+                else "; codec= says which codec's it is: "
+                + ", ".join(f"{one.codec!r} ({one.low} to {one.high})" for one in CODECS.values())
+            )
+            raise DiqpError((f"qp[{index}]: " if len(qps) > 1 else "") + f"{error}{whose}") from None
     return QpRule(qps, codec, offset)
 
 
@@ -146,8 +160,8 @@ def _whole(arguments: Arguments, name: str, low: int) -> int | None:
     if name not in arguments:
         return None
     value = int(arguments[name][0])
-    if value < low:
-        raise DiqpError(f"{name} is {value}: give {low} or more")
+    if not low <= value <= HIGHEST:
+        raise DiqpError(f"{name} is {value}: give {low} or more" + (f", up to {HIGHEST}" if value > HIGHEST else ""))
     return value
 
 

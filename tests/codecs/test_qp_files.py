@@ -46,9 +46,21 @@ def test_garbage_is_an_error_that_names_the_file(tmp_path: Path, name: str, cont
 
 
 def test_absent_files_and_folders_are_errors(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.mkv", tmp_path):
-        with pytest.raises(DiqpError, match="cannot read"):
+    for path in (tmp_path / "absent.mkv", tmp_path, Path("a\0b"), Path("~/absent.mkv")):
+        with pytest.raises(DiqpError, match=r"cannot read .*give the file that the clip was read from") as error:
             read_qps(path)
+        assert "~" not in str(error.value)
+
+
+def test_no_home_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qp_streams import encode
+
+    def homeless() -> Path:
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert read_qps(encode(tmp_path / "clip.mkv", "libx265", {"qp": "30"}))
 
 
 def test_a_codec_without_qp_is_refused_with_the_ones_that_have(tmp_path: Path) -> None:

@@ -115,6 +115,9 @@ def test_a_folder_of_a_models_name_is_no_obstacle(tmp_path: Path, monkeypatch: p
     (tmp_path / "work" / "swift").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     assert read_config("swift").name == "lite"
+    (tmp_path / "work" / "swift").rmdir()
+    (tmp_path / "work" / "swift").write_text("nor is a file")
+    assert read_config("swift").name == "lite"
 
 
 # -- files that are something else -------------------------------------------------------------------------------------

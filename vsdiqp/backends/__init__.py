@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Final, cast
 
@@ -15,6 +16,9 @@ MODULES: Final = {
     "cpu": "vsdiqp.backends.cpu",
 }
 """Every backend, fastest first: the order in which "auto" tries them."""
+
+GPUS: Final = Path("/proc/driver/nvidia/gpus")
+"""A folder where Linux has an NVIDIA GPU and its driver, whatever Python's packages can do."""
 
 _log = logging.getLogger("vsdiqp")
 
@@ -47,7 +51,9 @@ def candidates(name: str) -> list[str]:
     missing = [f"{candidate}: {reason}" for candidate, reason in reasons.items() if reason is not None]
     if not found:
         raise DiqpError("no backend can run here: " + "; ".join(missing))
-    _log.info("backend %s%s", found[0], "".join(f"; not {reason}" for reason in missing))
+    # Whoever has a GPU wants to know why it idles; for everybody else the choice is no news.
+    level = logging.WARNING if found[0] == "cpu" and GPUS.is_dir() else logging.INFO
+    _log.log(level, "backend %s%s", found[0], "".join(f"; not {reason}" for reason in missing))
     return found
 
 

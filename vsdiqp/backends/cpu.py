@@ -5,6 +5,7 @@ at most 20 a pixel of one frame, while a thumbnail is made or a strip is written
 `vsdiqp.neighbours` says.
 """
 
+import logging
 import os
 
 import torch
@@ -17,6 +18,8 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.neighbours import Neighbours
 from vsdiqp.planes import FrameMap, frame_map, identity
 from vsdiqp.tiles import Canvas
+
+_log = logging.getLogger("vsdiqp")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -34,6 +37,8 @@ def unavailable() -> str | None:
 
 def open_backend(task: Task) -> "TorchBackend":
     """The network on the CPU."""
+    if task.batch is not None or task.device != (0,):
+        _log.warning("batch= and device= are for GPUs; the network runs on the CPU")
     return TorchBackend(task, torch.device("cpu"), _precision(task.precision), _threads())
 
 

@@ -18,7 +18,7 @@ COMMANDS: dict[str, str] = {
     "convert": "released .pt checkpoint to .safetensors",
     "pool": "encode a folder of videos and stills into training pairs",
     "train": "train a network from a config file",
-    "study": "measurements that shape a network: look-ahead distance, sizes",
+    "study": "measurements that shape a network: look-ahead distance, sizes, how far to trust it",
     "engine": "build, list and remove cached GPU engines",
 }
 """Sub-command to its one-line help; each lives in the module ``vsdiqp.cli.<name>``."""
@@ -97,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output left (vsdiqp ... | head); Python would complain again at shutdown.
         sys.stderr.close()
+        return 1
+    except OSError as error:
+        print(f"vsdiqp: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("vsdiqp: interrupted", file=sys.stderr)

@@ -43,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
     rates = []
     for text in args.settings or ["model=auto"]:
         settings = parse_settings(text)
+        for given in ("qp", "codec"):
+            if given in settings:
+                raise DiqpError(f"{text}: {given} is the same for all that is timed; give --{given}")
         try:
             restored = vapoursynth.core.diqp.Restore(clip, qp=args.qp, codec=args.codec, **settings)
             rates.append(frames_per_second(restored, args.warm_up))

@@ -45,8 +45,8 @@ def load(path: Path, order: str) -> Scan | None:
         fields: dict[str, Any] = kept["scan"]
         frames = [CodedFrame(int(qp), str(kind), bool(key)) for qp, kind, key in fields.pop("frames")]
         scan = Scan(frames=frames, **fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # RuntimeError: there is no home, as in some containers
     return scan if len(scan.qps) == len(scan.frames) > 0 else None
 
 
@@ -55,8 +55,8 @@ def store(path: Path, order: str, scan: Scan) -> None:
     fields = asdict(scan)
     fields["frames"] = [(frame.qp, frame.kind, frame.key) for frame in scan.frames]
     text = json.dumps({"key": _key(path), "scan": fields})
-    entry = _entry(path, order)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
+        entry = _entry(path, order)
         entry.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=entry.parent, suffix=".partial")
         try:

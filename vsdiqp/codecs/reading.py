@@ -1,5 +1,6 @@
 """The QP of every frame of a file: what users, the plugin and the command line call."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from vsdiqp.codecs.progress import Progress
 from vsdiqp.codecs.scan import Order, scan_file
 from vsdiqp.errors import DiqpError
 from vsdiqp.progress import ProgressLine
+
+_log = logging.getLogger("vsdiqp")
 
 _PATIENCE = 2.0
 """Seconds a scan may take before anything is shown."""
@@ -29,11 +32,14 @@ def probe(
     that has been read; by default a scan that takes long shows it on stderr. Raises :class:`DiqpError` when the file
     cannot be read or changes while it is.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     try:
         before = cache.stamp(file)
-    except OSError as error:
-        raise DiqpError(f"cannot read {file}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a zero in it
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DiqpError(f"cannot read {file}: {reason}; give the file that the clip was read from") from error
+    if file.is_dir():
+        raise DiqpError(f"cannot read {file}, which is a folder; give the file that the clip was read from")
     if use_cache and (kept := cache.load(file, order)) is not None:
         return kept
     if progress is None:
@@ -70,6 +76,11 @@ def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int], 
     missing = len(result.qps) - frames
     if offset == 0 and 0 < missing <= max(_FEW_FRAMES, len(result.qps) * _FEW_PERCENT // 100):
         # A decoder passes over what it cannot make sense of in a damaged file, and source filters count what is left.
+        _log.warning(
+            "the clip has %d frames and %s promises %d: decoding it to see which are missing, as in a damaged file; if "
+            "the clip was trimmed, call ReadQP before that",
+            frames, path, len(result.qps),
+        )  # fmt: skip
         result = probe(path, order="decoder")
     held = len(result.qps)
     fits = held == frames if offset == 0 else offset > 0 and offset + frames <= held
@@ -77,7 +88,7 @@ def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int], 
         started = f" from frame {offset} on" if offset else ""
         raise DiqpError(
             f"the clip has {frames} frames{started}, but {path} holds {held}: call ReadQP on the clip as the source "
-            "filter returns it, before Trim and anything else that changes its length, or give offset=, the number of "
-            "frames trimmed from the start"
+            "filter returns it, before Trim and anything else that changes its length, or, where frames were trimmed "
+            "from its start, give their number as offset="
         )
     return result.codec, result.qps[offset : offset + frames], result.qp_offset

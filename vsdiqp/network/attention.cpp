@@ -2,7 +2,7 @@
 // in torch, and attention.py.
 //
 // There the windows are copied out of the map, every product of a head is a call on matrices of odd sizes, and scores
-// and what the shift forbids pass through memory several times. Here a window of one head stays in the first cache from
+// and what the shift forbids pass through memory several times. Here a window of one head stays in the caches from
 // start to end, read from the map and written back in place, and arithmetic is fp32 whatever the map's precision.
 
 #include "lanes.h"
@@ -80,14 +80,19 @@ DIQP_FAST void to_weights(float *scores, const float *bias, const float *region,
         else
             for (int j = 0; j < TOKENS; ++j)
                 scores[j] += bias[j];
-        float highest = scores[0];
-        for (int j = 1; j < TOKENS; ++j)
-            highest = std::max(highest, scores[j]);
+        Lane most;
+        load(scores, most);
+        for (int j = LANES; j < TOKENS; j += LANES) {
+            Lane others;
+            load(scores + j, others);
+            most = others > most ? others : most;
+        }
+        const float top = highest(most);
         Lane sums = {};
         for (int j = 0; j < TOKENS; j += LANES) {
             Lane value;
             load(scores + j, value);
-            value -= highest;
+            value -= top;
             exponential(value);
             store(value, scores + j);
             sums += value;
@@ -148,7 +153,7 @@ template <class Value> class Windows {
   public:
     explicit Windows(const DiqpAttention &sizes)
         : sizes_(sizes), channels_(sizes.heads * sizes.size), columns_((sizes.size + LANES - 1) / LANES * LANES),
-          memory_(static_cast<std::size_t>(TOKENS) * (8 * columns_ + 2 * TOKENS)) {}
+          memory_(static_cast<std::size_t>(TOKENS) * (6 * columns_ + 2 * TOKENS)) {}
 
     static int count(const DiqpAttention &sizes) { return sizes.batch * (sizes.height / SIDE) * (sizes.width / SIDE); }
 
@@ -254,7 +259,7 @@ void backward(const DiqpAttention &sizes, const Value *q, const Value *kv, const
               Value *d_q, Value *d_kv, float *d_bias) {
     const int count = Windows<Value>::count(sizes), parts = std::max(1, std::min(sizes.threads, count));
     const std::size_t size = static_cast<std::size_t>(sizes.heads) * TOKENS * TOKENS;
-    // Summed in a fixed order, whichever thread is first.
+    // Summed in a fixed order, whichever thread is first; how many there are tells in the last bits.
     std::vector<float> sums(size * static_cast<std::size_t>(parts));
     in_parallel(parts, parts, [&](int from, int to) {
         Windows<Value> windows(sizes);

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from vsdiqp.network.native import Compiled, eager_on_cpu
+from vsdiqp.network.native import Compiled, eager_on_cpu, layer_dtype
 
 WINDOW = 8
 _PRECISIONS = (torch.float32, torch.bfloat16)
@@ -28,9 +29,13 @@ class _Sizes(ctypes.Structure):
 _compiled = Compiled("libattention.so", _Sizes, {"diqp_attention_forward": 4, "diqp_attention_backward": 7})
 
 
-def usable(q: Tensor, window: int) -> bool:
-    """Whether this map can go this way: on the CPU, not traced, in fp32 or bf16, with windows of 8x8."""
-    return eager_on_cpu(q) and q.dtype in _PRECISIONS and window == WINDOW and _compiled.there
+def usable(x: Tensor, window: int) -> bool:
+    """Whether what layers make of this map can go this way: on the CPU, not traced, in fp32 or bf16, windows of 8x8.
+
+    And with AVX-512: compilers for processors without keep lanes of 16 numbers in memory, and torch is faster.
+    """
+    fitting = layer_dtype(x) in _PRECISIONS and window == WINDOW and torch.cpu._is_avx512_supported()
+    return eager_on_cpu(x) and fitting and _compiled.there
 
 
 def window_attention(q: Tensor, kv: Tensor, bias: Tensor, shift: int, penalty: float) -> Tensor:
@@ -55,6 +60,7 @@ class _WindowAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         q, kv, table = ctx.saved_tensors
         gradient = gradients[0].to(q.dtype).contiguous()
@@ -67,8 +73,10 @@ def _sizes(q: Tensor, kv: Tensor, bias: Tensor, shift: int, penalty: float) -> _
     batch, height, width, channels = q.shape
     heads, tokens = len(bias), WINDOW * WINDOW
     fitting = kv.shape == (batch, height, width, 2 * channels) and bias.shape == (heads, tokens, tokens)
-    if not fitting or q.dtype != kv.dtype or channels % heads or height % WINDOW or width % WINDOW:
-        raise ValueError(f"maps {tuple(q.shape)}, {tuple(kv.shape)} and bias {tuple(bias.shape)}: sizes do not fit")
+    fitting = fitting and q.dtype == kv.dtype and q.dtype in _PRECISIONS
+    if not fitting or channels % heads or height % WINDOW or width % WINDOW:
+        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, kv, bias))
+        raise ValueError(f"queries, keys with values, and bias are {shapes}: sizes do not fit")
     threads = torch.get_num_threads()
     bf16 = int(q.dtype == torch.bfloat16)
     return _Sizes(batch, height, width, heads, channels // heads, shift, bf16, threads, penalty)

@@ -119,13 +119,12 @@ def shipped() -> list[str]:
 
 
 def resolve(model: str | Path) -> Path:
-    """The file of a shipped name or a path. Raises DiqpError naming what there is."""
+    """The file of a shipped name, else of a path. Raises DiqpError naming what there is."""
+    if str(model) in shipped():
+        return WEIGHTS / f"{model}.safetensors"
     path = Path(model).expanduser()
-    named = WEIGHTS / f"{model}.safetensors"
     if path.is_file():
         return path
-    if path.suffix == "" and named.is_file():
-        return named
     raise DiqpError(
         f"no model {str(model)!r}: give the name of a shipped one ({', '.join(shipped()) or 'none is installed'}) or "
         f"the path of a .safetensors or released .pt checkpoint"

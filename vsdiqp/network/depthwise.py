@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vsdiqp.network.native import Compiled, eager_on_cpu
 
 LANES = 16
+"""Channels that the library takes at once; LANES in lanes.h."""
 
 
 class _Sizes(ctypes.Structure):
@@ -24,9 +26,9 @@ class _Sizes(ctypes.Structure):
 _compiled = Compiled("libdepthwise.so", _Sizes, {"diqp_depthwise_forward": 4, "diqp_depthwise_backward": 7})
 
 
-def usable(x: Tensor, weight: Tensor) -> bool:
-    """Whether a map B, H, W, C and a packed weight can go this way: bf16 on the CPU, not traced, a channel a group."""
-    fitting = x.dtype == torch.bfloat16 and x.shape[-1] % LANES == 0 and weight.shape == (x.shape[-1], 1, 3, 3)
+def usable(x: Tensor, groups: int) -> bool:
+    """Whether a map B, H, W, C can go this way: bf16 on the CPU, not traced, every channel a group of its own."""
+    fitting = x.dtype == torch.bfloat16 and x.shape[-1] % LANES == 0 and groups == x.shape[-1]
     return eager_on_cpu(x) and fitting and _compiled.there
 
 
@@ -40,6 +42,8 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous()
+        if x.dtype != torch.bfloat16 or x.shape[-1] % LANES or weight.shape != (x.shape[-1], 1, 3, 3):
+            raise ValueError(f"map {tuple(x.shape)} {x.dtype} and weight {tuple(weight.shape)}: sizes do not fit")
         taps, offset = weight.float().flatten(1).t().contiguous(), bias.float().contiguous()
         sizes = _Sizes(*x.shape, torch.get_num_threads())
         out = torch.empty_like(x)
@@ -49,6 +53,7 @@ class _Depthwise(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, taps, offset = ctx.saved_tensors
         gradient = gradients[0].to(x.dtype).contiguous()

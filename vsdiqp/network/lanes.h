@@ -29,10 +29,19 @@ DIQP_INLINE void store(const Lane &lane, float *to) {
     *reinterpret_cast<Lane *>(to) = lane;
 }
 
-/// To bf16, ties to even.
+/// To bf16, ties to even; what is no number stays none.
 DIQP_INLINE void store(const Lane &lane, std::uint16_t *to) {
     const Bits bits = (Bits)lane;
-    *reinterpret_cast<Half *>(to) = __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Half);
+    const Bits even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Bits half = (bits & 0x7fffffffu) > 0x7f800000u ? Bits{} + 0x7fc0u : even;
+    *reinterpret_cast<Half *>(to) = __builtin_convertvector(half, Half);
+}
+
+DIQP_INLINE float highest(const Lane &lane) {
+    float found = lane[0];
+    for (int i = 1; i < LANES; ++i)
+        found = lane[i] > found ? lane[i] : found;
+    return found;
 }
 
 DIQP_INLINE float total(const Lane &lane) {
@@ -45,7 +54,7 @@ DIQP_INLINE float total(const Lane &lane) {
 /// exp of numbers up to 0, in place: a power of two and a polynomial (Taylor's, to the sixth power) over half a step
 /// around it. Below -87 as at -87.
 DIQP_INLINE void exponential(Lane &x) {
-    x = x > -87.0f ? x : Lane{} - 87.0f;
+    x = x < -87.0f ? Lane{} - 87.0f : x;                                        // what is no number stays none
     const Whole whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Whole); // towards zero
     const Lane back = __builtin_convertvector(whole, Lane);
     const Lane rest = (x - back * 0.693359375f) + back * 2.12194440e-4f; // log 2 in two parts

@@ -131,9 +131,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B, H, W, C -> the same shape."""
         hidden = self.expand(x)
-        weight, bias = self.depthwise.packed()
-        if depthwise.usable(hidden, weight):
-            return self.contract(depthwise.activated(hidden, weight, bias))
+        if depthwise.usable(hidden, self.depthwise.groups):
+            return self.contract(depthwise.activated(hidden, *self.depthwise.packed()))
         return self.contract(F.gelu(self.depthwise(F.gelu(hidden))))
 
 

@@ -17,6 +17,11 @@ def eager_on_cpu(x: Tensor) -> bool:
     return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def layer_dtype(x: Tensor) -> torch.dtype:
+    """What a layer makes of x on the CPU: its own precision, or autocast's."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
 class Compiled:
     """A library of this package. ``functions``: the number of tensors that each takes."""
 

@@ -178,14 +178,14 @@ class Batches:
         return batch
 
     def __iter__(self) -> Generator[Batch]:
-        """Batches, two made ahead a maker. Close it when done: threads that make them must not outlive the
+        """Batches, some made ahead. Close it when done: threads that make them must not outlive the
         interpreter."""
-        ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=2 * self.makers)
+        ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=max(2, self.makers // 2))
         stop = threading.Event()
 
         def work(maker: int) -> None:
             if self.makers > 1:
-                torch.set_num_threads(1)  # of this thread: there are others for the other cores
+                torch.set_num_threads(1)  # there are other makers for the other cores
             made = 0
             while not stop.is_set():
                 try:
@@ -203,9 +203,9 @@ class Batches:
                         continue
 
         threads = [threading.Thread(target=work, args=(maker,), daemon=True) for maker in range(self.makers)]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             while True:
                 got = ready.get()
                 if isinstance(got, Exception):
@@ -214,7 +214,10 @@ class Batches:
         finally:
             stop.set()
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:
+                    thread.join()
+            # Threads that are yet to come begin with the number that any thread set last.
+            torch.set_num_threads(torch.get_num_threads())
 
 
 def typical_error(qp: float, codec: str) -> float:

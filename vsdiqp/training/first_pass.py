@@ -4,13 +4,16 @@ What was restored is kept in the pool, in ``first-NAME-HASH/``: another run, or 
 """
 
 import contextlib
+import logging
 import os
 import threading
 import zlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from vsdiqp.backends import cuda
 from vsdiqp.clip import ClipFormat, FrameColour, Planes, Run, Settings
@@ -65,8 +68,11 @@ class FirstPass:
         if kept is not None and (kept.shape, kept.dtype) == (stream.clip.y.shape, stream.clip.y.dtype):
             return kept
         # A GPU has slots for several runs; on the CPU there is one, and its memory is shared by those who want it.
-        with contextlib.nullcontext() if _backend() == "cuda" else _alone:
+        if _backend() == "cuda":
             restored = self._restore(item, stream, nominal)
+        else:
+            with _alone, _all_cores():
+                restored = self._restore(item, stream, nominal)
         _write(path, restored)
         return restored
 
@@ -106,12 +112,28 @@ class FirstPass:
         return result
 
 
+_log = logging.getLogger("vsdiqp")
+
 _alone, _opening = threading.Lock(), threading.Lock()
+
+
+@contextlib.contextmanager
+def _all_cores() -> Iterator[None]:
+    """The calling thread may be one of many that were given a core each; the others wait for this one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, len(os.sched_getaffinity(0))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache
 def _backend() -> str:
-    return "cpu" if cuda.unavailable() else "cuda"
+    reason = cuda.unavailable()
+    if reason and torch.cuda.is_available():
+        _log.warning("the first pass runs on the CPU, not on the GPU: %s", reason)
+    return "cpu" if reason else "cuda"
 
 
 @cache

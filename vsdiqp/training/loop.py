@@ -33,6 +33,8 @@ from vsdiqp.training.validation import autocast, validate
 
 STATE = "state.pt"
 LOG = "log.csv"
+MOST_MAKERS = 16
+"""Threads that make batches for a GPU: more would be in each other's way."""
 QP_BANDS = {"hevc": (0, 24, 30, 35, 40, 52), "av1": (0, 80, 128, 180, 230, 256)}
 
 
@@ -250,7 +252,10 @@ class Trainer:
 
     def _makers(self) -> int:
         """A CPU's cores belong to the network; a GPU waits for whoever feeds it."""
-        return 1 if self.device.type == "cpu" else max((os.cpu_count() or 1) // (2 * self.world), 1)
+        if self.device.type == "cpu":
+            return 1
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return min(max(len(os.sched_getaffinity(0)) // (2 * beside), 1), MOST_MAKERS)
 
     def _imitation(self, network: DiQP | None, tile: Tensor, restored: Tensor, batch: Batch) -> Tensor | None:
         """Distance to the teacher: a ``network``, or the filters whose answer the batch holds. None: no lesson."""

@@ -60,7 +60,7 @@ class TrainSettings:
     cache_gib: float = 8.0
     """Memory for decoded items."""
     makers: int = 0
-    """Threads that make batches; 0: one on a CPU, on a GPU half the cores that there are for each."""
+    """Threads that make batches; 0: one on a CPU, on a GPU half the cores that there are for each, 16 at most."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     minutes: float = 0.0
