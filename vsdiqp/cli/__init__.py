@@ -41,23 +41,15 @@ def _load(name: str) -> Command:
     return module
 
 
-_EXTRAS = {
-    "PIL": "train",
-    "skimage": "eval",
-    "matplotlib": "eval",
-    "rich": "eval",
-    "cupy": "cuda",
-    "torch_tensorrt": "tensorrt",
-}
+_PACKAGES = {"PIL": "pillow", "skimage": "scikit-image", "cupy": "cupy-cuda13x", "torch_tensorrt": "torch-tensorrt"}
+"""Modules whose packages have other names."""
 
 
 def _missing(command: str, module: str) -> str:
-    package = module.partition(".")[0]
-    if package == "vsdiqp":
+    name = module.partition(".")[0]
+    if name == "vsdiqp":
         return f"{command} is not part of this installation"
-    if package in _EXTRAS:
-        return f'{command} needs the Python module {package}; install it with: pip install "vsdiqp[{_EXTRAS[package]}]"'
-    return f"{command} needs the Python module {package}, which is not installed"
+    return f"{command} needs the Python module {name}; install it with: pip install {_PACKAGES.get(name, name)}"
 
 
 def _overview() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     import vapoursynth
 
     if not hasattr(vapoursynth.core, "diqp"):
-        raise DiqpError("the VapourSynth plugin diqp is not loaded; install the package with: pip install vsdiqp")
+        raise DiqpError("the VapourSynth plugin diqp is not loaded; install vsdiqp: pip install . in its clone")
     width, height = parse_size(args.size)
     if args.frames < 1 or args.warm_up < 0:
         raise DiqpError("--frames must be at least 1 and --warm-up at least 0")

@@ -79,7 +79,7 @@ def _plugin() -> str:
 
     plugin = getattr(vapoursynth.core, "diqp", None)
     if plugin is None:
-        return f"not loaded by VapourSynth {vapoursynth.core.version_number()}; reinstall with: pip install vsdiqp"
+        return f"not loaded by VapourSynth {vapoursynth.core.version_number()}; install vsdiqp again: pip install . in its clone"
     try:
         version = plugin.Version()
     except vapoursynth.Error as error:

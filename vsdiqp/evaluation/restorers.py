@@ -69,7 +69,7 @@ class Diqp:
         import vapoursynth
 
         if not hasattr(core(), "diqp"):
-            raise DiqpError("the VapourSynth plugin diqp is not loaded; install the package with: pip install vsdiqp")
+            raise DiqpError("the VapourSynth plugin diqp is not loaded; install vsdiqp: pip install . in its clone")
         arguments = dict(self.arguments)
         if arguments.pop("qp", "asked") == "asked":
             arguments.update(qp=qp, codec=codec)

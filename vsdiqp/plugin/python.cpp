@@ -150,7 +150,7 @@ Object host_function(const char *name) {
     PyObject *host = Api::get().PyImport_ImportModule("vsdiqp.host");
     if (!host)
         throw Error("the Python package vsdiqp cannot be imported here (" + raised() +
-                    "): install it for the Python that runs the script, with pip install vsdiqp");
+                    "): install it for the Python that runs the script, with pip install . in its clone");
     return Object::own(host).attribute(name);
 }
 
