@@ -228,7 +228,9 @@ def _make_restorer(settings: Settings, clip: ClipFormat) -> Restorer:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         restorer = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise DiqpError(f"the engine cannot be loaded ({error}): install it again with pip install . in its clone") from error
+        raise DiqpError(
+            f"the engine cannot be loaded ({error}): install it again with pip install . in its clone"
+        ) from error
     return cast(Restorer, restorer(settings, clip))
 
 

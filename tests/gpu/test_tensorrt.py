@@ -153,4 +153,4 @@ def test_a_broken_torch_tensorrt_is_a_reason_and_not_an_error(error, monkeypatch
 def test_a_missing_torch_tensorrt_names_the_pip_command(monkeypatch):
     monkeypatch.setattr(cuda, "unavailable", lambda: None)
     monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: None)
-    assert 'pip install torch-tensorrt' in (unavailable("tensorrt") or "")
+    assert "pip install torch-tensorrt" in (unavailable("tensorrt") or "")

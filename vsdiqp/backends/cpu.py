@@ -11,6 +11,7 @@ import os
 import torch
 from torch import Tensor
 
+from vsdiqp.allocation import keep_freed_memory
 from vsdiqp.backends.base import Task
 from vsdiqp.clip import Run
 from vsdiqp.context import Thumbnailer, thumbnails
@@ -39,6 +40,7 @@ def open_backend(task: Task) -> "TorchBackend":
     """The network on the CPU."""
     if task.batch is not None or task.device != (0,):
         _log.warning("batch= and device= are for GPUs; the network runs on the CPU")
+    keep_freed_memory()
     return TorchBackend(task, torch.device("cpu"), _precision(task.precision), _threads())
 
 

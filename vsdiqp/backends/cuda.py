@@ -43,7 +43,7 @@ def unavailable() -> str | None:
         built = torch.version.cuda
         return "no NVIDIA GPU that torch can use was found" if built else "torch is installed without CUDA"
     if importlib.util.find_spec("cupy") is None:
-        return 'CuPy is not installed: pip install cupy-cuda13x'
+        return "CuPy is not installed: pip install cupy-cuda13x"
     return None
 
 

@@ -39,7 +39,7 @@ def unavailable() -> str | None:
     if reason is not None:
         return reason
     if importlib.util.find_spec("torch_tensorrt") is None:
-        return 'torch-tensorrt is not installed: pip install torch-tensorrt'
+        return "torch-tensorrt is not installed: pip install torch-tensorrt"
     try:
         import torch_tensorrt  # noqa: F401
     except Exception as error:  # it raises plain Exception when TensorRT's libraries are missing

@@ -79,7 +79,8 @@ def _plugin() -> str:
 
     plugin = getattr(vapoursynth.core, "diqp", None)
     if plugin is None:
-        return f"not loaded by VapourSynth {vapoursynth.core.version_number()}; install vsdiqp again: pip install . in its clone"
+        number = vapoursynth.core.version_number()
+        return f"not loaded by VapourSynth {number}; install vsdiqp again: pip install . in its clone"
     try:
         version = plugin.Version()
     except vapoursynth.Error as error:

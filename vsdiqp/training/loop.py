@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vsdiqp.allocation import keep_freed_memory
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
 from vsdiqp.training.batches import Batch, Batches, predict
@@ -95,6 +96,8 @@ class Trainer:
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        else:
+            keep_freed_memory()
         if settings.threads:
             torch.set_num_threads(settings.threads)
         if settings.precision == "fp16" and self.device.type == "cpu":
