@@ -17,8 +17,8 @@ def open_library(folder: str, name: str, signatures: Signatures) -> ctypes.CDLL:
     path = find_library(folder, name)
     if path is None:
         raise DiqpError(
-            f"{name}, a compiled part of vsdiqp, is missing: install it again with pip install . in its clone, or, to work in "
-            "the source tree, run scripts/build_plugin"
+            f"{name}, a compiled part of vsdiqp, is missing: install it again with pip install . in its clone, or, to "
+            "work in the source tree, run scripts/build_plugin"
         )
     library = ctypes.CDLL(str(path))
     for function_name, (result, arguments) in signatures.items():
