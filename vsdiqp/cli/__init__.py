@@ -18,7 +18,7 @@ COMMANDS: dict[str, str] = {
     "convert": "released .pt checkpoint to .safetensors",
     "pool": "encode a folder of videos and stills into training pairs",
     "train": "train a network from a config file",
-    "study": "measurements that shape a network: look-ahead distance, sizes, how far to trust it",
+    "study": "measurements that shape a network: look-ahead distance, sizes, how far to trust it, mixtures",
     "engine": "build, list and remove cached GPU engines",
 }
 """Sub-command to its one-line help; each lives in the module ``vsdiqp.cli.<name>``."""

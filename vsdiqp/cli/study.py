@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``study`` and its three studies."""
+    """Add ``study`` and its studies."""
     parser = subparsers.add_parser("study", help="measurements that shape a network: look-ahead distance, sizes, trust")
     studies = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
 
@@ -53,10 +53,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     trust.add_argument("--threads", type=int, help="CPU threads")
 
+    mixing = studies.add_parser(
+        "mix",
+        help="a network between two that were trained from the same weights",
+        description="Write the weighted mean of two networks' weights. Where one was trained on from the other, some "
+        "way between them often gains more than either ends; 'study trust' measures what came of it.",
+    )
+    mixing.add_argument("first", metavar="FIRST", help="checkpoint, whose settings the result has")
+    mixing.add_argument("second", metavar="SECOND", help="checkpoint of the same shape, whose history the result has")
+    mixing.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write (.safetensors)")
+    mixing.add_argument("--share", type=float, default=0.5, metavar="S", help="of the second, 0 to 1 (0.5)")
+
 
 def run(args: argparse.Namespace) -> int:
     """Run one study; progress on stderr, the written files' paths on stdout."""
-    for path in {"look-ahead": _look_ahead, "shapes": _shapes, "trust": _trust}[args.study](args):
+    for path in {"look-ahead": _look_ahead, "shapes": _shapes, "trust": _trust, "mix": _mix}[args.study](args):
         print(path)
     return 0
 
@@ -90,20 +101,35 @@ def _shapes(args: argparse.Namespace) -> list[Path]:
     return compare_shapes(runs, args.out, args.items, lambda text: print(text, file=sys.stderr, flush=True))
 
 
+def _mix(args: argparse.Namespace) -> list[Path]:
+    from vsdiqp.network import load_checkpoint, read_metadata, save_checkpoint
+    from vsdiqp.training.mixing import mix
+
+    _check_name(args.out)
+    mixed = mix(load_checkpoint(args.first), load_checkpoint(args.second), args.share)
+    save_checkpoint(mixed, args.out, read_metadata(args.second))
+    return [args.out]
+
+
+def _check_name(out: Path) -> None:
+    from vsdiqp.errors import DiqpError
+
+    if out.suffix != ".safetensors":
+        raise DiqpError(f"OUT is {out}; give a name that ends in .safetensors")
+
+
 def _trust(args: argparse.Namespace) -> list[Path]:
     from functools import partial
 
     import torch
 
-    from vsdiqp.errors import DiqpError
     from vsdiqp.network import load_checkpoint, read_metadata, save_checkpoint
     from vsdiqp.progress import ProgressLine
     from vsdiqp.training.first_pass import open_pool
     from vsdiqp.training.trust import measure, table, trusted
     from vsdiqp.training.validation import restored_streams
 
-    if args.out.suffix != ".safetensors":
-        raise DiqpError(f"OUT is {args.out}; give a name that ends in .safetensors")
+    _check_name(args.out)
     if args.threads:
         torch.set_num_threads(args.threads)
     network = load_checkpoint(args.checkpoint)
