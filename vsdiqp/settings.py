@@ -15,9 +15,8 @@ BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 DEFAULT_CODEC = "hevc"
 """Whose scale ``qp`` is on when neither the argument ``codec`` nor the frame property ``_Codec`` says it."""
-HIGHEST = 1_000_000
-"""Largest number accepted of anything that is counted: sums of what is accepted stay far from where the plugin's
-numbers end."""
+HIGHEST = 2**31 - 1
+"""Largest number accepted of anything that is counted: where the plugin's own numbers end."""
 SMALLEST = 16
 """Shortest side of a clip in pixels."""
 

@@ -29,7 +29,7 @@ from vsdiqp.errors import DiqpError
         ({"qp": 30, "strength": -0.1}, "strength is -0.1"),
         ({"qp": 30, "strength": float("nan")}, "strength is nan"),
         ({"qp": 30, "look_ahead": -1}, "look_ahead is -1: give 0 or more"),
-        ({"qp": 30, "look_ahead": 2**31}, "look_ahead is 2147483648: give 0 or more, up to 1000000"),
+        ({"qp": 30, "look_ahead": 2**31}, "look_ahead is 2147483648: give 0 or more, up to 2147483647"),
         ({"qp": 30, "overlap": -8}, "overlap is -8: give 0 or more"),
         ({"qp": 30, "batch": 0}, "batch is 0: give 1 or more"),
         ({"qp": 30, "tile": [128, 128, 128]}, r"tile is \[128, 128, 128\]: give \[width, height\]"),
