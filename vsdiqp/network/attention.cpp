@@ -265,8 +265,7 @@ void backward(const DiqpAttention &sizes, const Value *q, const Value *kv, const
         Windows<Value> windows(sizes);
         for (int part = from; part < to; ++part) {
             float *own = sums.data() + size * static_cast<std::size_t>(part);
-            const auto border = [&](int at) { return static_cast<int>(static_cast<long long>(count) * at / parts); };
-            for (int window = border(part); window < border(part + 1); ++window) {
+            for (int window = border(count, part, parts); window < border(count, part + 1, parts); ++window) {
                 windows.go_to(window);
                 for (int head = 0; head < sizes.heads; ++head)
                     windows.backward(head, q, kv, bias, d_out, d_q, d_kv,

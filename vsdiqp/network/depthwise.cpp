@@ -35,10 +35,10 @@ DIQP_FAST void activate(const std::uint16_t *map, int count, int channels, int b
         const std::uint16_t *from = map + static_cast<std::ptrdiff_t>(x) * channels;
         float *to = row + static_cast<std::ptrdiff_t>(x + 1) * block;
         for (int c = 0; c < block; c += LANES) {
-            Lane value, below, density;
+            Lane value;
             load(from + c, value);
-            normal(value, below, density);
-            store(value * below, to + c);
+            gelu(value);
+            store(value, to + c);
         }
     }
 }
@@ -70,10 +70,10 @@ DIQP_FAST void convolve(const float *const *rows, const float *weight, const flo
 DIQP_FAST void finish(const float *row, int count, int channels, int block, std::uint16_t *map) {
     for (int x = 0; x < count; ++x)
         for (int c = 0; c < block; c += LANES) {
-            Lane value, below, density;
+            Lane value;
             load(row + static_cast<std::ptrdiff_t>(x) * block + c, value);
-            normal(value, below, density);
-            store(value * below, map + static_cast<std::ptrdiff_t>(x) * channels + c);
+            gelu(value);
+            store(value, map + static_cast<std::ptrdiff_t>(x) * channels + c);
         }
 }
 
@@ -85,11 +85,11 @@ DIQP_FAST void through_gelu(const float *row, const std::uint16_t *gradient, int
     std::fill_n(out + static_cast<std::ptrdiff_t>(count + 1) * block, block, 0.0f);
     for (int x = 0; x < count; ++x)
         for (int c = 0; c < block; c += LANES) {
-            Lane value, below, density, change;
+            Lane value, change;
             load(row + static_cast<std::ptrdiff_t>(x) * block + c, value);
             load(gradient + static_cast<std::ptrdiff_t>(x) * channels + c, change);
-            normal(value, below, density);
-            store(change * (below + value * density), out + static_cast<std::ptrdiff_t>(x + 1) * block + c);
+            gelu_slope(value);
+            store(change * value, out + static_cast<std::ptrdiff_t>(x + 1) * block + c);
         }
 }
 
@@ -126,11 +126,11 @@ DIQP_FAST void through_first(const float *row, const std::uint16_t *map, int cou
                              std::uint16_t *out) {
     for (int x = 0; x < count; ++x)
         for (int c = 0; c < block; c += LANES) {
-            Lane value, below, density, change;
+            Lane value, change;
             load(map + static_cast<std::ptrdiff_t>(x) * channels + c, value);
             load(row + static_cast<std::ptrdiff_t>(x) * block + c, change);
-            normal(value, below, density);
-            store(change * (below + value * density), out + static_cast<std::ptrdiff_t>(x) * channels + c);
+            gelu_slope(value);
+            store(change * value, out + static_cast<std::ptrdiff_t>(x) * channels + c);
         }
 }
 

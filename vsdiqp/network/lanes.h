@@ -82,4 +82,18 @@ DIQP_INLINE void normal(const Lane &x, Lane &below, Lane &density) {
     density = bell * 0.39894228f;
 }
 
+/// In place.
+DIQP_INLINE void gelu(Lane &x) {
+    Lane below, density;
+    normal(x, below, density);
+    x *= below;
+}
+
+/// The derivative of GELU, in place.
+DIQP_INLINE void gelu_slope(Lane &x) {
+    Lane below, density;
+    normal(x, below, density);
+    x = below + x * density;
+}
+
 } // namespace diqp

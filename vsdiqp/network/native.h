@@ -20,20 +20,26 @@
 
 namespace diqp {
 
+/// Where part `part` of `parts` equal ones of 0..count begins.
+inline int border(int count, int part, int parts) {
+    return static_cast<int>(static_cast<long long>(count) * part / parts);
+}
+
 /// Calls work(first, last) for parts of 0..count, each in a thread of its own, as far as there are threads to be had.
 template <class Work> void in_parallel(int count, int threads, const Work &work) {
     const int parts = std::max(1, std::min(threads, count));
-    const auto border = [&](int part) { return static_cast<int>(static_cast<long long>(count) * part / parts); };
     std::vector<std::thread> others;
     others.reserve(static_cast<std::size_t>(parts));
     int own = parts;
     try {
         for (; own > 1; --own)
-            others.emplace_back([&work, first = border(own - 1), last = border(own)] { work(first, last); });
+            others.emplace_back([&work, first = border(count, own - 1, parts), last = border(count, own, parts)] {
+                work(first, last);
+            });
     } catch (const std::system_error &) {
         // What no thread could be started for is done here.
     }
-    work(0, border(own));
+    work(0, border(count, own, parts));
     for (std::thread &other : others)
         other.join();
 }

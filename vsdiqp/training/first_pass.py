@@ -119,9 +119,11 @@ _alone, _opening = threading.Lock(), threading.Lock()
 
 @contextlib.contextmanager
 def _all_cores() -> Iterator[None]:
-    """The calling thread may be one of many that were given a core each; the others wait for this one."""
+    """Where a GPU trains, the calling thread is one of many that were given a core each; the others wait for this one.
+    Where the CPU trains, the number of threads is the user's."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(before, len(os.sched_getaffinity(0))))
+    if torch.cuda.is_available():
+        torch.set_num_threads(max(before, len(os.sched_getaffinity(0))))
     try:
         yield
     finally:
@@ -138,8 +140,10 @@ def _backend() -> str:
 
 @cache
 def _restorer(model: str, clip: ClipFormat) -> Restorer:
-    device = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun's: every process has a GPU of its own
-    return Restorer(Settings(model=model, backend=_backend(), device=(device,)), clip)
+    backend = _backend()
+    # LOCAL_RANK is torchrun's: every process has a GPU of its own.
+    device = int(os.environ.get("LOCAL_RANK", "0")) if backend == "cuda" else 0
+    return Restorer(Settings(model=model, backend=backend, device=(device,)), clip)
 
 
 def _read(path: Path) -> Samples | None:
