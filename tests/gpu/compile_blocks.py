@@ -12,9 +12,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vsdiqp.backends.fused import NARROW, TUNING
-from vsdiqp.kernels import blocks
+from vsdiqp.backends.fused_cells import WARPS
+from vsdiqp.kernels import blocks, cells, depthwise
 
-HALF, FULL, COUNT = "*fp16", "*fp32", "i32"
+HALF, FULL, COUNT, SIXTEENS = "*fp16", "*fp32", "i32", "i32:16"
 SIZES = {"height": COUNT, "width": COUNT}
 LINEAR = {"x": HALF, "weight": HALF, "bias": FULL, "column_sums": FULL, "sums": FULL, "residual": HALF, "out": HALF}
 LINEAR |= {"out_sums": FULL, "rows": COUNT}
@@ -28,7 +29,32 @@ FUSED = {"CHANNELS": 96, "OUTPUTS": 96, "PRECISION": "tf32", "BLOCK": 16, "BLOCK
 
 SUMS = {"x": HALF, "sums": FULL, "rows": COUNT}
 
+SIDES = {"height": SIXTEENS, "width": SIXTEENS}
+STEM = {"tile": FULL, "beside": FULL, "means": FULL, "pattern": HALF, "damage": FULL, "out": HALF, **SIDES}
+HEAD = {"answer": HALF, "bias": HALF, "tile": FULL, "beside": FULL, "damage": FULL, "shares": FULL, "out": FULL}
+HEAD |= SIDES
+LITE, BASE = ({"NEAR": n, "FAR": 2, "NEAR_BLOCK": block, "FAR_BLOCK": 2} for n, block in ((4, 4), (5, 8)))
+EXTREMES = {"tile": FULL, "out": FULL, "planes": COUNT, **SIDES}
+SHARES = {"extremes": FULL, "out": FULL, "blocks": COUNT, "down": COUNT, "across": COUNT}
+FINISH = {"y": HALF, "bias": HALF, "modulation": HALF, "add": HALF, "out": HALF, "size": SIXTEENS}
+FINISHED = {"MODULATE": True, "RELU": True, "ADD": True, "BLOCK": cells.VALUES}
+
+BRAIN = "*bf16"
+TRAINED = {"x": BRAIN, "weight": FULL, "bias": FULL, "out": BRAIN, **SIZES}
+INNER = {"x": BRAIN, "weight": FULL, "bias": FULL, "gradient": BRAIN, "out": BRAIN, **SIZES}
+OUTER = {"x": BRAIN, "weight": FULL, "inner": BRAIN, "out": BRAIN, "parts": FULL, **SIZES, "patches": COUNT}
+TRAINED_SIZES = {"WIDE": 288, "BLOCK": depthwise.CHANNELS}
+
 CASES = [
+    ("training, depthwise", depthwise.forward_kernel, TRAINED, TRAINED_SIZES, 4),
+    ("training, inner gradient", depthwise.inner_gradient_kernel, INNER, TRAINED_SIZES, 4),
+    (
+        "training, outer gradient",
+        depthwise.outer_gradient_kernel,
+        OUTER,
+        {**TRAINED_SIZES, "COUNT": depthwise.PATCHES},
+        4,
+    ),
     ("linear norm gelu", blocks.linear, LINEAR, {"INPUTS": 368, "OUTPUTS": 1104, **NORMED, **BLOCK}, TUNING.warps),
     ("linear residual", blocks.linear, LINEAR, {"INPUTS": 2160, "OUTPUTS": 720, **ADDED, **BLOCK}, TUNING.warps),
     (
@@ -49,17 +75,38 @@ CASES = [
         {"CHANNELS": 48, "ROWS": 64, "BLOCK": 64},
         4,
     ),
+    ("stem inputs, lite", cells.stem_inputs, STEM, {**LITE, "PATTERN": 5, "PATTERN_BLOCK": 8}, WARPS),
+    ("stem inputs, base", cells.stem_inputs, STEM, {**BASE, "PATTERN": 17, "PATTERN_BLOCK": 32}, WARPS),
+    ("head residual, lite", cells.head_residual, HEAD, {**LITE, "CHANNELS": 16}, WARPS),
+    ("head residual, base", cells.head_residual, HEAD, {**BASE, "CHANNELS": 32}, WARPS),
+    ("block extremes", cells.block_extremes, EXTREMES, {"BLOCK": cells.BLOCKS}, WARPS),
+    ("block shares", cells.block_shares, SHARES, {"BLOCK": cells.SHARES}, WARPS),
+    ("finish, 32 channels", cells.finish, FINISH, {**FINISHED, "CHANNELS": 32}, WARPS),
+    ("finish, 48 channels", cells.finish, FINISH, {**FINISHED, "CHANNELS": 48}, WARPS),
 ]
+POINTWISE = (
+    "training",
+    "depthwise",
+    "row sums",
+    "stem inputs",
+    "head residual",
+    "block extremes",
+    "block shares",
+    "finish",
+)
+"""What multiplies no matrices, by the name before the comma."""
 
 
 def compile_for(architecture: int) -> dict[str, dict[str, object]]:
     """Shared memory, registers, bytes of stack (spills) and whether tensor cores are used, by kernel."""
     found = {}
     for name, kernel, types, constants, warps in CASES:
-        signature = {a: "constexpr" if a in constants else types[a] for a in kernel.arg_names}
+        signature = {a: "constexpr" if a in constants else types[a].partition(":")[0] for a in kernel.arg_names}
         fixed = {(i,): constants[a] for i, a in enumerate(kernel.arg_names) if a in constants}
         aligned = {
-            (i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if signature[a].startswith("*")
+            (i,): [["tt.divisibility", 16]]
+            for i, a in enumerate(kernel.arg_names)
+            if signature[a].startswith("*") or types.get(a) == SIXTEENS
         }
         made = triton.compile(
             ASTSource(kernel, signature, fixed, aligned),
@@ -77,6 +124,7 @@ def compile_for(architecture: int) -> dict[str, dict[str, object]]:
             "registers": registers,
             "stack": stack,
             "tensor_cores": "mma" in made.asm["ptx"],
+            "pointwise": name.partition(",")[0] in POINTWISE,
         }
     return found
 

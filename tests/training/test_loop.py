@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import itertools
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -393,6 +394,46 @@ def test_several_makers_draw_samples_of_their_own_and_end_with_the_run(small_poo
     assert len({batch.luma.numpy().tobytes() for batch in drawn}) > 6
     items = [dataset.load_item(index) for index in range(len(dataset))]
     assert dataset.cached == (len(items), sum(item.nbytes for item in items)), "decoded twice at once, kept once"
+
+
+def test_makers_may_be_processes_which_end_with_the_run(small_pool: Path) -> None:
+    dataset = PoolDataset(small_pool, crop=(64, 64), neighbours=LITE.neighbours)
+    source = Batches(dataset, DiQP(TINY), 2, 0, 100, makers=2, processes=True)
+    with contextlib.closing(iter(source)) as batches:
+        drawn = [next(batches) for _ in range(8)]
+        assert len(multiprocessing.active_children()) == 2
+    assert not multiprocessing.active_children()
+    assert len({batch.luma.numpy().tobytes() for batch in drawn}) > 4, "every process draws its own"
+
+
+def test_what_goes_wrong_in_a_process_is_said(small_pool: Path) -> None:
+    dataset = PoolDataset(small_pool, crop=(64, 64))  # no neighbours, which the network wants
+    batches = iter(Batches(dataset, DiQP(TINY), 2, 0, 100, makers=2, processes=True))
+    with contextlib.closing(batches), pytest.raises(DiqpError, match="neighbours"):
+        next(batches)
+
+
+def test_a_run_may_use_samples_several_times(small_pool: Path, tmp_path: Path) -> None:
+    run = Trainer(tiny(small_pool, tmp_path, steps=12, batch=4, reuse=3, reservoir=8))
+    before = [p.clone() for p in run.network.parameters()]
+    run.run()
+    assert run.step == 12 and run._kept is not None and run._kept.made >= 16 and run._kept.drawn == 48
+    assert run._kept.drawn <= 3 * run._kept.made + 4
+    assert any(not torch.equal(a, b) for a, b in zip(before, run.network.parameters(), strict=True))
+
+
+def test_a_schedule_by_time_ends_with_the_minutes(small_pool: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(DiQPConfig(), "p", steps=10**6, warmup=1, learning_rate=1.0, final_learning_rate=0.0)
+    by_time = dataclasses.replace(settings, minutes=10.0, by_time=True)
+    assert learning_rate(100, by_time, seconds=300) == pytest.approx(0.5)
+    assert learning_rate(100, by_time, seconds=700) == pytest.approx(0.0, abs=1e-9)
+    assert learning_rate(100, settings, seconds=700) == pytest.approx(1.0, abs=1e-3)
+    run = Trainer(tiny(small_pool, tmp_path, steps=10**6, minutes=0.02, by_time=True))
+    run.run()
+    first = run.step
+    again = Trainer(tiny(small_pool, tmp_path, steps=10**6, minutes=0.02, by_time=True))
+    again.run()
+    assert again.step == first + 1, "the minutes are those of the whole run, and one step is always made"
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

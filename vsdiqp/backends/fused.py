@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor, nn
 
+from vsdiqp.backends.fused_cells import fuse_cells
 from vsdiqp.kernels import blocks
 from vsdiqp.network.diqp import DiQP
 from vsdiqp.network.lewin import LeWinBlock, Stage
@@ -231,6 +232,7 @@ def fuse(network: DiQP, dtype: torch.dtype) -> DiQP:
 
     Stages whose window is not 8 or whose heads are wider than 96 channels stay as they are. In fp16 the stem and head
     of a full-resolution network run in fp16 too: its tiles are fp16 already. bf16 would lose bits of the picture.
+    Half-resolution ones are fused where there are neighbours.
     """
 
     def convolution(plain: nn.Module) -> nn.Module:
@@ -259,6 +261,8 @@ def fuse(network: DiQP, dtype: torch.dtype) -> DiQP:
     if dtype == torch.float16:
         for part, projection in zip(ends, projections, strict=True):
             part.register_module("project", projection)
+    if network.config.neighbours:
+        fuse_cells(network)
     return network
 
 

@@ -167,9 +167,12 @@ class Slot:
         self._stream.wait()
         if not self._shared.record:
             return guide, predict
-        recorded = self._stream.capture(guide), self._stream.capture(predict)
-        self._captured.extend(recorded)
-        return recorded
+        config = self._shared.network.config
+        # Without guides there is nothing to record of them.
+        guided = self._stream.capture(guide) if config.uses_around or config.uses_ahead else _nothing
+        predicted = self._stream.capture(predict)
+        self._captured.extend((guided, predicted))
+        return guided, predicted
 
     # -- a run ---------------------------------------------------------------------------------------------------------
 
@@ -265,6 +268,10 @@ class Slot:
     def _mapped_numbers(self) -> NDArray[np.float64]:
         assert self._numbers is not None
         return self._numbers.array.view(np.float64)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _at(tensor: Tensor) -> int:

@@ -13,6 +13,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--steps", type=int, help="optimiser steps of the whole schedule")
     parser.add_argument("--batch", type=int, help="samples a step and process")
     parser.add_argument("--minutes", type=float, help="stop, resumably, after this long")
+    parser.add_argument("--by-time", action="store_true", default=None, help="let the learning rate fall by --minutes")
+    parser.add_argument("--reuse", type=int, help="draw batches from a reservoir that uses a sample so often")
+    parser.add_argument("--form", help="on a GPU: eager, graph or compile")
     parser.add_argument("--initial", help="checkpoint whose weights to start from")
     parser.add_argument("--teacher", help="what to imitate first: closed-form filters, or another network's checkpoint")
     parser.add_argument("--fit-teacher", metavar="FILE", help="fit such filters on the pool, write them, and stop")
@@ -27,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     from vsdiqp.training.loop import Trainer
     from vsdiqp.training.settings import load_settings
 
-    names = ("pool", "validation", "out", "steps", "batch", "minutes", "initial", "teacher", "threads")
+    names = ["pool", "validation", "out", "steps", "batch", "minutes", "by_time", "reuse", "form", "initial"]
+    names += ["teacher", "threads"]
     settings = load_settings(args.config, {name: getattr(args, name) for name in names})
     if args.fit_teacher:
         from vsdiqp.training.dataset import PoolDataset

@@ -34,8 +34,10 @@ def usable(x: Tensor, window: int) -> bool:
 
     And with AVX-512: compilers for processors without keep lanes of 16 numbers in memory, and torch is faster.
     """
+    if not eager_on_cpu(x):  # first: what traces cannot see through the rest
+        return False
     fitting = layer_dtype(x) in _PRECISIONS and window == WINDOW and torch.cpu._is_avx512_supported()
-    return eager_on_cpu(x) and fitting and _compiled.there
+    return fitting and _compiled.there
 
 
 def window_attention(q: Tensor, kv: Tensor, bias: Tensor, shift: int, penalty: float) -> Tensor:

@@ -3,6 +3,7 @@ every neighbour's samples. For inference of networks with neighbours; results ar
 """
 
 import ctypes
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +25,18 @@ from vsdiqp.network.stem import (
 )
 
 _PRECISIONS = (torch.float32, torch.bfloat16)
+
+
+class CellSteps(Protocol):
+    """What makes the steps between picture and convolutions of a network with neighbours: this module is one."""
+
+    def stem_inputs(self, tile: Tensor, beside: Tensor, pattern: Tensor, damage: Tensor) -> Tensor:
+        """What the stem's first convolution reads."""
+        ...
+
+    def residual(self, answer: Tensor, tile: Tensor, beside: Tensor, damage: Tensor) -> Tensor:
+        """What the head's answer means for the picture."""
+        ...
 
 
 class _Sizes(ctypes.Structure):

@@ -49,6 +49,8 @@ class DiQP(nn.Module):
     def __init__(self, config: DiQPConfig):
         super().__init__()
         self.config = config
+        self.cell_steps: cells.CellSteps | None = None
+        """Who takes the steps between picture and convolutions, with neighbours; None: the CPU's, or stem and head."""
         frames = config.token_frames
         levels, widths = config.levels, [config.width(i) for i in range(config.levels + 1)]
         grid = config.tile // config.stem_scale
@@ -247,20 +249,22 @@ class DiQP(nn.Module):
         dtype = self.body_dtype
         pattern = self.lost(location).to(dtype)
         code = damage = others = None
-        compiled: Tensor | None = None
+        steps: cells.CellSteps | None = None
         if isinstance(self.stem, CellStem):
             assert isinstance(self.lost, ContinuousLocation)
             code, damage = self.lost.code(location).to(dtype), self.lost.damage(location).float()
             if self.config.neighbours:
                 assert beside is not None
-                if cells.usable(tile, dtype):
-                    compiled = beside
-                else:
+                steps = self.cell_steps
+                if steps is None and cells.usable(tile, dtype):
+                    steps = cells
+                if steps is None:
                     others = seen_beside(tile, beside, damage)
-            if compiled is None:
+            if steps is None:
                 inputs = self.stem.inputs(tile, pattern, damage, others)
             else:
-                inputs = cells.stem_inputs(tile, compiled, pattern, damage)
+                assert beside is not None
+                inputs = steps.stem_inputs(tile, beside, pattern, damage)
             features = self.stem(inputs, code)
             x = to_tokens(features, self.frame_major) if self.config.joint else features.permute(0, 2, 3, 1)
             pattern = self._each_frame(pattern)
@@ -289,9 +293,10 @@ class DiQP(nn.Module):
             assert code is not None and damage is not None
             features = to_frames(x, self.frame_major) if self.config.joint else x.permute(0, 3, 1, 2)
             answer = self.head(features, code)
-            if compiled is None:
+            if steps is None:
                 return self.head.residual(answer, tile, damage, others)
-            return cells.residual(answer, tile, compiled, damage)
+            assert beside is not None
+            return steps.residual(answer, tile, beside, damage)
         return self.head(x).float()
 
     def _each_frame(self, shared: Tensor) -> Tensor:

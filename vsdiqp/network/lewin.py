@@ -5,6 +5,7 @@ Maps are B, H, W, C with C = channels * 3 frames, index ``c * 3 + f``; one token
 Source: spec/diqp.md, "A block"; the window attention is Swin's, the feed-forward Uformer's with a frame axis.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -15,6 +16,8 @@ from vsdiqp.network import attention, depthwise
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.packing import PackedDepthwise
 
+Activated = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``gelu(depthwise(gelu(x)))`` of a map B, H, W, C; weight C, 1, 3, 3; bias C. Gradients flow to all."""
 SHIFT_PENALTY = -100.0
 """Added to the attention of tokens that only the cyclic shift made neighbours; exp(-100) is zero in fp32."""
 
@@ -127,10 +130,19 @@ class FeedForward(nn.Module):
         self.expand = nn.Linear(channels, channels * ratio)
         self.depthwise = PackedDepthwise(channels * ratio // frames, taps, frames)
         self.contract = nn.Linear(channels * ratio, channels)
+        self.activated: Activated | None = None
+        """A device's own way of ``gelu(depthwise(gelu(x)))``, for tokens that carry one frame."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether every channel of the depthwise step is a group of its own."""
+        return self.depthwise.groups == self.expand.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """B, H, W, C -> the same shape."""
         hidden = self.expand(x)
+        if self.activated is not None and self.alone:
+            return self.contract(self.activated(hidden, *self.depthwise.packed()))
         if depthwise.usable(hidden, self.depthwise.groups):
             return self.contract(depthwise.activated(hidden, *self.depthwise.packed()))
         return self.contract(F.gelu(self.depthwise(F.gelu(hidden))))

@@ -1,9 +1,10 @@
 """Pool samples -> tensors as the network takes them, with chroma treated as the filter's planes treat it."""
 
+import itertools
 import math
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from vsdiqp.allocation import keep_freed_memory
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP
 from vsdiqp.network.config import DiQPConfig
@@ -63,6 +66,11 @@ class Batch:
         moved: dict[str, Any] = {
             k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()
         }
+        return Batch(**moved)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, which a GPU copies from without a wait; torch's loaders ask for it."""
+        moved: dict[str, Any] = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return Batch(**moved)
 
 
@@ -119,11 +127,15 @@ def normalised(samples: np.ndarray, bits: int, chroma: bool) -> Tensor:
     """Limited-range code values -> luma 0..1 or chroma centred at 0, fp32."""
     shift = 1 << (bits - 8)
     offset, scale = (128, 224) if chroma else (16, 219)
-    return (torch.from_numpy(samples.astype(np.float32)) - offset * shift) / (scale * shift)
+    return torch.from_numpy(samples.astype(np.float32)).sub_(offset * shift).div_(scale * shift)
 
 
 class Batches:
-    """Endless batches from a pool, made ahead in ``makers`` threads; also measures every stream's error once.
+    """Endless batches from a pool, made ahead by ``makers`` (``pin``: in page-locked memory); also measures every
+    stream's error once.
+
+    Makers are threads, or with ``processes`` processes, which do not wait for each other's Python. Each of these keeps
+    to a part of the items, so that together they need no more memory than one. ``teach`` is for threads.
 
     With one maker a seed gives the same batches in the same order.
     """
@@ -137,11 +149,16 @@ class Batches:
         refresh_every: int,
         teach: Teach | None = None,
         makers: int = 1,
+        pin: bool = False,
+        processes: bool = False,
     ):
-        self.teach, self.makers = teach, makers
+        self.teach, self.makers, self.pin, self.processes = teach, makers, pin, processes
         self.dataset, self.network, self.batch, self.refresh_every = dataset, network, batch, refresh_every
         self.rngs = np.random.default_rng(seed).spawn(makers)
+        self.part, self.parts = 0, 1
+        """Which items are drawn: every ``parts``-th from ``part`` on."""
         self._errors: dict[tuple[int, int], Tensor] = {}
+        self._ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=max(2, makers))
 
     def stream_error(self, item: DecodedItem, index: int) -> Tensor:
         """(frames,) mean squared luma error of the decoded frames."""
@@ -152,9 +169,16 @@ class Batches:
             self._errors[key] = (decoded - truth).square().mean((1, 2))
         return self._errors[key]
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a batch has been made that nobody has taken yet."""
+        return not self._ready.empty()
+
     def _draw(self, rng: np.random.Generator) -> tuple[Sample, Tensor]:
         """A sample and the error of its whole frames."""
-        item = self.dataset.load_item(int(rng.integers(len(self.dataset))))
+        items = len(self.dataset)
+        part, parts = (self.part, self.parts) if items >= self.parts else (0, 1)
+        item = self.dataset.load_item(part + parts * int(rng.integers((items - part - 1) // parts + 1)))
         index = int(rng.integers(len(item.degraded)))
         one = DecodedItem(item.number, item.source, (item.degraded[index],), item.matrix, item.cuts, item.sources)
         sample = self.dataset.cut(one, rng)
@@ -178,10 +202,19 @@ class Batches:
         return batch
 
     def __iter__(self) -> Generator[Batch]:
-        """Batches, some made ahead. Close it when done: threads that make them must not outlive the
-        interpreter."""
-        ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=max(2, self.makers // 2))
+        """Batches, some made ahead. Close it when done: those who make them must not outlive the interpreter."""
+        ready = self._ready
         stop = threading.Event()
+
+        def fetch() -> None:
+            # Not forks: what the threads of this process hold would be held for ever.
+            loader: DataLoader[Batch | Exception] = DataLoader(
+                _Made(self), batch_size=None, collate_fn=_as_it_is, num_workers=self.makers, pin_memory=self.pin,
+                multiprocessing_context="spawn",
+            )  # fmt: skip
+            for made in loader:
+                if not _put(ready, made, stop):
+                    return
 
         def work(maker: int) -> None:
             if self.makers > 1:
@@ -191,18 +224,16 @@ class Batches:
                 try:
                     if maker == 0 and made * self.makers % self.refresh_every < self.makers:
                         self.dataset.refresh()
-                    item: Batch | Exception = self.make(maker)
+                    made_now = self.make(maker)
+                    item: Batch | Exception = made_now.pin_memory() if self.pin else made_now
                 except Exception as error:  # shown by the consumer, which can stop the run
                     item = error
                 made += 1
-                while not stop.is_set():
-                    try:
-                        ready.put(item, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
+                _put(ready, item, stop)
 
         threads = [threading.Thread(target=work, args=(maker,), daemon=True) for maker in range(self.makers)]
+        if self.processes:
+            threads = [threading.Thread(target=fetch, daemon=True)]
         try:
             for thread in threads:
                 thread.start()
@@ -218,6 +249,46 @@ class Batches:
                     thread.join()
             # Threads that are yet to come begin with the number that any thread set last.
             torch.set_num_threads(torch.get_num_threads())
+
+
+def _put(ready: "queue.Queue[Batch | Exception]", item: Batch | Exception, stop: threading.Event) -> bool:
+    """Wait until there is room, or for the end: whether there was room."""
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+        return True
+    return False
+
+
+class _Made(IterableDataset[Batch | Exception]):
+    """Batches as a maker in a process of its own makes them, or what went wrong."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._dataset, self._config = batches.dataset, batches.network.config
+        self._batch, self._refresh_every, self._makers = batches.batch, batches.refresh_every, batches.makers
+        self._rngs = batches.rngs
+
+    def __iter__(self) -> Iterator[Batch | Exception]:
+        worker = get_worker_info()
+        assert worker is not None
+        keep_freed_memory()
+        self._dataset.cache_bytes //= self._makers
+        batches = Batches(self._dataset, DiQP(self._config), self._batch, 0, self._refresh_every)
+        batches.rngs = [self._rngs[worker.id]]
+        batches.part, batches.parts = worker.id, self._makers
+        for made in itertools.count(1):
+            try:
+                yield batches.make()
+                if made * self._makers % self._refresh_every < self._makers:
+                    self._dataset.refresh()
+            except Exception as error:  # as it is: the loader would wrap it in a text of its own
+                yield error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def typical_error(qp: float, codec: str) -> float:
@@ -286,8 +357,8 @@ def _beside(samples: list[Sample]) -> Tensor:
     return torch.stack(found)
 
 
-def predict(network: torch.nn.Module, config: DiQPConfig, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Run the network: (tile in its colours B, 3, 3, h, w; restored, the same shape)."""
+def network_inputs(config: DiQPConfig, batch: Batch) -> tuple[Tensor, ...]:
+    """What `DiQP.forward` takes, the tile in the network's colours first."""
     tile = to_colour(batch.luma, batch.chroma, config, batch.matrix)
     if batch.whole is None or batch.ahead is None:
         none = tile.new_zeros(0)
@@ -297,4 +368,10 @@ def predict(network: torch.nn.Module, config: DiQPConfig, batch: Batch) -> tuple
         ahead_scaled = batch.whole[:, :, 1:]
         ahead_tile = torch.stack([tile[:, :, 2], batch.ahead], 2)
     inputs = (tile, around, ahead_tile, ahead_scaled, batch.location, batch.decay)
-    return tile, network(*inputs) if batch.beside is None else network(*inputs, batch.beside)
+    return inputs if batch.beside is None else (*inputs, batch.beside)
+
+
+def predict(network: torch.nn.Module, config: DiQPConfig, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run the network: (tile in its colours B, 3, 3, h, w; restored, the same shape)."""
+    inputs = network_inputs(config, batch)
+    return inputs[0], network(*inputs)

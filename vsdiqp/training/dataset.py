@@ -2,16 +2,17 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsdiqp.alignment import Aligner, compensate, seen_steps
+from vsdiqp.alignment import compensate, seen_steps
 from vsdiqp.errors import DiqpError
 from vsdiqp.training.degrade import Clip, Samples, decode, header_qps
+from vsdiqp.training.motion import Motion
 from vsdiqp.training.pool import INDEX, read_index_from, read_stream
 
 
@@ -37,6 +38,8 @@ class DecodedStream:
     """Its place among the item's encodes."""
     first: Samples | None = None
     """[F,H,W] luma as a first network restores it, where there is a first pass."""
+    motion: Motion = field(default_factory=Motion, compare=False, repr=False)
+    """Of what is seen beside frames: of ``first``, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ class PoolDataset:
         self.respect_cuts = respect_cuts
         self.neighbours = neighbours
         self._first_pass = first_pass
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
         self._entries: list[dict[str, Any]] = []
         self._kept: dict[int, DecodedItem] = {}
         self._bytes = 0
@@ -186,10 +189,18 @@ class PoolDataset:
         if item is None:
             item = self._decode(self._entries[index])
             with self._lock:
-                if index not in self._kept and self._bytes + item.nbytes <= self._cache_bytes:
+                if index not in self._kept and self._bytes + item.nbytes <= self.cache_bytes:
                     self._kept[index] = item
                     self._bytes += item.nbytes
         return item
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: everything but what this one has decoded."""
+        return {**self.__dict__, "_kept": {}, "_bytes": 0, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__getstate__`."""
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def _decode(self, entry: dict[str, Any]) -> DecodedItem:
         source = decode(read_stream(self.folder, entry, entry["source"]))
@@ -220,7 +231,7 @@ class PoolDataset:
         )
         if self._first_pass is None:
             return item
-        passed = (replace(stream, first=self._first_pass(item, stream)) for stream in item.degraded)
+        passed = (replace(stream, first=self._first_pass(item, stream), motion=Motion()) for stream in item.degraded)
         return replace(item, degraded=tuple(passed))
 
     def sample(self, rng: np.random.Generator) -> Sample:
@@ -303,33 +314,22 @@ class PoolDataset:
         if not self.neighbours:
             return None
         (top, left), (high, wide) = place, size
-        region = (left, top, left + wide, top + high)
         luma = stream.clip.y if stream.first is None else stream.first
-        aligner = Aligner(luma.shape[2], luma.shape[1])
-        prepared: dict[int, NDArray[np.uint8]] = {}
         steps = seen_steps(2 * self.neighbours + (stream.first is not None))
+        seen = [[min(max(current + step, scene[0]), scene[1]) for step in steps] for current in order]
+        pairs = [(current, other) for current, others in zip(order, seen, strict=True) for other in others]
+        moving = [pair for pair in pairs if pair[0] != pair[1]]
+        vectors = stream.motion.vectors(luma, bits, self.neighbours, moving, (left, top, left + wide, top + high))
+        precise = {other: luma[other].astype(np.float32) for _, other in moving}
         aligned = np.empty((3, len(steps), high, wide), np.float32)
         for index, current in enumerate(order):
-            for position, step in enumerate(steps):
-                other = min(max(current + step, scene[0]), scene[1])
+            for position, other in enumerate(seen[index]):
+                out = aligned[index, position]
                 if other == current:
-                    aligned[index, position] = luma[current, top : top + high, left : left + wide]
-                    continue
-                for frame in (current, other):
-                    if frame not in prepared:
-                        prepared[frame] = aligner.prepare(_eight_bits(luma[frame], bits))
-                vectors = aligner.search(prepared[current], prepared[other], region)
-                compensate(luma[other].astype(np.float32), (0, 0), vectors, aligned[index, position], left, top)
+                    out[:] = luma[current, top : top + high, left : left + wide]
+                else:
+                    compensate(precise[other], (0, 0), vectors[current, other], out, left, top)
         return aligned
 
     def _scene(self, item: DecodedItem, middle: int) -> tuple[int, int]:
         return item.scene(middle) if self.respect_cuts else (0, item.source.frames - 1)
-
-
-def _eight_bits(luma: Samples, bits: int) -> NDArray[np.uint8]:
-    """Luma as vectors are searched on: code values of 8 bits, halves rounded up (`vsdiqp.alignment.search_luma`)."""
-    if bits == 8:
-        return np.ascontiguousarray(luma, np.uint8)
-    shift = bits - 8
-    rounded = (luma.astype(np.int32) + (1 << (shift - 1))) >> shift
-    return np.minimum(rounded, 255).astype(np.uint8)

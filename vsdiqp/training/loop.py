@@ -13,9 +13,11 @@ import pickle
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,9 +27,11 @@ from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
 from vsdiqp.training.batches import Batch, Batches, predict
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.first_pass import open_pool
+from vsdiqp.training.forms import in_form
 from vsdiqp.training.growth import grow
 from vsdiqp.training.loss import distillation_loss, imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
+from vsdiqp.training.reservoir import Reservoir
 from vsdiqp.training.settings import TrainSettings
 from vsdiqp.training.teacher import Teacher, load_teacher
 from vsdiqp.training.validation import autocast, validate
@@ -35,15 +39,21 @@ from vsdiqp.training.validation import autocast, validate
 STATE = "state.pt"
 LOG = "log.csv"
 MOST_MAKERS = 16
-"""Threads that make batches for a GPU: more would be in each other's way."""
+"""Processes that make batches for a GPU, at most: all cores but two, for whoever takes them in."""
+MADE_AT_ONCE = 16
+"""Samples that a maker brings to a reservoir at once."""
 QP_BANDS = {"hevc": (0, 24, 30, 35, 40, 52), "av1": (0, 80, 128, 180, 230, 256)}
 
 
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate`` at the last step."""
+def learning_rate(step: int, settings: TrainSettings, seconds: float = 0.0) -> float:
+    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate`` at the last step; ``by_time``: or
+    when ``seconds`` of training are all that there are."""
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
-    progress = min((step - settings.warmup) / max(settings.steps - settings.warmup, 1), 1.0)
+    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    if settings.by_time:
+        progress = max(progress, seconds / (60 * settings.minutes))
+    progress = min(progress, 1.0)
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine
 
@@ -58,30 +68,27 @@ class Average:
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after optimiser step ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for own, new in zip(self.network.parameters(), network.parameters(), strict=True):
-            own.lerp_(new, 1 - decay)
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
 
 
 class Gains:
     """Running means of the Y-PSNR gain by codec and QP band since the last report."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._waiting: list[tuple[Tensor, Tensor, list[str]]] = []
 
     def add(self, gain: Tensor, qps: Tensor, codecs: list[str]) -> None:
-        """gain: B, frames in dB."""
-        for value, qp, codec in zip(gain.mean(1).tolist(), qps.tolist(), codecs, strict=True):
-            bands = QP_BANDS[codec]
-            low = max(b for b in bands if b <= qp)
-            total = self._sums[f"{codec}{low}+"]
-            total[0] += value
-            total[1] += 1
+        """gain: B, frames in dB. Kept where it is: to look at it now would be to wait for the GPU."""
+        self._waiting.append((gain.mean(1), qps, codecs))
 
     def take(self) -> dict[str, float]:
         """Means by band, and start over."""
-        means = {k: s / n for k, (s, n) in sorted(self._sums.items())}
-        self._sums.clear()
-        return means
+        found: dict[str, list[float]] = defaultdict(list)
+        for gain, qps, codecs in self._waiting:
+            for value, qp, codec in zip(gain.tolist(), qps.tolist(), codecs, strict=True):
+                found[f"{codec}{max(b for b in QP_BANDS[codec] if b <= qp)}+"].append(value)
+        self._waiting.clear()
+        return {band: sum(values) / len(values) for band, values in sorted(found.items())}
 
 
 class Trainer:
@@ -108,6 +115,8 @@ class Trainer:
             self._start_from(settings.initial)
         self.average = Average(self.network, settings.ema)
         self.model: nn.Module = self.network
+        self._model_ready = False
+        self._kept: Reservoir | None = None
         if self.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.network, find_unused_parameters=True)
         matrices, rest = split(self.network) if settings.optimiser == "muon" else ([], list(self.network.parameters()))
@@ -203,15 +212,24 @@ class Trainer:
         teacher = load_teacher(s.teacher, s.network) if s.teacher and self.step < s.teacher_steps[1] else None
         teaching = teacher.to(self.device).requires_grad_(False) if isinstance(teacher, DiQP) else None
         teach = teacher.residual if isinstance(teacher, Teacher) else None
-        source = Batches(dataset, self.network, s.batch, seed, s.refresh_every, teach, s.makers or self._makers())
+        # Batches that only fill the reservoir are small: what is drawn together then comes from many.
+        made = s.batch if s.reuse == 1 else min(s.batch, MADE_AT_ONCE)
+        makers, pin = s.makers or self._makers(), self.device.type == "cuda"
+        # Threads of one process get in each other's way in Python. What teaches can be told to stop in threads alone.
+        processes = pin and makers > 1 and teach is None
+        source = Batches(dataset, self.network, made, seed, s.refresh_every, teach, makers, pin, processes)
         batches = iter(source)
+        drawn = (batch.to(self.device) for batch in batches) if s.reuse == 1 else self._drawn(source, batches, seed)
         started, before = time.monotonic(), self.seconds
-        gains, loss_sum, imitated, since = Gains(), 0.0, 0.0, 0
+        gains, since = Gains(), 0
+        loss_sum, imitated = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self.network.train()
         with contextlib.closing(batches):
             while self.step < s.steps:
-                batch = next(batches).to(self.device)
-                rate = learning_rate(self.step, s)
+                batch = next(drawn)
+                if not self._model_ready:
+                    self._prepare_model(batch)
+                rate = learning_rate(self.step, s, self.seconds)
                 for optimiser in self.optimisers:
                     for group in optimiser.param_groups:
                         group["lr"] = rate * group.get("scale", 1.0)
@@ -222,7 +240,7 @@ class Trainer:
                 imitation = self._imitation(teaching, tile, restored.float(), batch)
                 if imitation is not None:
                     share = self._share()
-                    imitated, loss = imitated + imitation.item(), share * imitation + (1 - 0.95 * share) * loss
+                    imitated, loss = imitated + imitation.detach(), share * imitation + (1 - 0.95 * share) * loss
                     if not share:
                         source.teach = None
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -238,27 +256,44 @@ class Trainer:
                 self.average.update(self.network, self.step)
                 with torch.no_grad():
                     gains.add(luma_gain(tile, restored.float(), batch, s.network), batch.qp, batch.codec)
-                loss_sum, since = loss_sum + loss.item(), since + 1
+                loss_sum, since = loss_sum + loss.detach(), since + 1
                 if self.step % 50 == 0:
                     if imitated:
-                        self.say(f"distance to the teacher {imitated / since:.4f}")
-                    self._report(loss_sum / since, rate, gains, len(dataset), time.monotonic() - started)
-                    loss_sum, imitated, since = 0.0, 0.0, 0
+                        self.say(f"distance to the teacher {imitated.item() / since:.4f}")
+                    self._report(loss_sum.item() / since, rate, gains, len(dataset), time.monotonic() - started)
+                    loss_sum, imitated, since = torch.zeros_like(loss_sum), torch.zeros_like(imitated), 0
                 if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
                     self._validate(validation)
                 if self._out_of_time(started):
                     break
                 if self.step % s.save_every == 0:
                     self.save()
-        self.save()
+            self.save()
         return self.out / "last.safetensors"
+
+    def _prepare_model(self, batch: Batch) -> None:
+        """Bring the network into the form that the settings ask for, once the first batch shows what comes."""
+        self._model_ready = True
+        if self.device.type != "cuda" or self.world > 1:
+            return
+        form = "graph" if self.settings.form == "auto" else self.settings.form
+        self.model = in_form(self.network, form, batch, self.settings.precision)
+
+    def _drawn(self, source: Batches, batches: Iterator[Batch], seed: int) -> Iterator[Batch]:
+        """Batches from a reservoir that takes in what is there, and waits only for samples that are overdue."""
+        s, rng = self.settings, np.random.default_rng(seed)
+        self._kept = kept = Reservoir(s.reservoir, self.device)
+        while True:
+            while len(kept) < s.batch or kept.drawn >= s.reuse * kept.made or source.waiting:
+                kept.add(next(batches))
+            yield kept.draw(s.batch, rng)
 
     def _makers(self) -> int:
         """A CPU's cores belong to the network; a GPU waits for whoever feeds it."""
         if self.device.type == "cpu":
             return 1
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return min(max(len(os.sched_getaffinity(0)) // (2 * beside), 1), MOST_MAKERS)
+        return min(max(len(os.sched_getaffinity(0)) // beside - 2, 1), MOST_MAKERS)
 
     def _imitation(self, network: DiQP | None, tile: Tensor, restored: Tensor, batch: Batch) -> Tensor | None:
         """Distance to the teacher: a ``network``, or the filters whose answer the batch holds. None: no lesson."""
@@ -277,7 +312,9 @@ class Trainer:
         """Whether ``minutes`` are over. The first process decides, or the others would wait for it in the next step."""
         if not self.settings.minutes:
             return False
-        over = time.monotonic() - started > self.settings.minutes * 60
+        # A schedule by time is that of the whole run; otherwise the minutes are those of this call.
+        spent = self.seconds if self.settings.by_time else time.monotonic() - started
+        over = spent > self.settings.minutes * 60
         if self.world > 1:
             decision = torch.tensor([over], dtype=torch.int32, device=self.device)
             torch.distributed.broadcast(decision, 0)
@@ -291,9 +328,10 @@ class Trainer:
             left = min(left, self.settings.minutes * 60 - elapsed)
         means = gains.take()
         line = " ".join(f"{k} {v:+.3f}" for k, v in means.items())
+        uses = f", samples used {self._kept.drawn / self._kept.made:.1f} times" if self._kept is not None else ""
         self.say(
-            f"step {self.step}/{self.settings.steps} loss {loss:.5f} lr {rate:.2e} {per_step:.2f} s/step "
-            f"{left / 60:.0f} min left, {items} items | {line}"
+            f"step {self.step}/{self.settings.steps} loss {loss:.5f} lr {rate:.2e} {per_step:.3g} s/step "
+            f"{left / 60:.0f} min left, {items} items{uses} | {line}"
         )
         self._log("train", {"loss": loss, "lr": rate, **means})
 

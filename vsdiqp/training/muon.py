@@ -5,6 +5,7 @@ An orthogonalised update moves along all directions alike, which matters when a 
 millions. Meant for weight matrices; biases, norms, tables and depthwise filters belong to AdamW (`split`).
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,17 +17,20 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly: singular values end in about 0.7..1.2. Shape (rows, columns)."""
+    """The nearest semi-orthogonal matrices, roughly: singular values end in about 0.7..1.2.
+
+    Shape (..., rows, columns).
+    """
     a, b, c = COEFFICIENTS
     x = matrix.float()
-    wide = x.shape[0] <= x.shape[1]
+    wide = x.shape[-2] <= x.shape[-1]
     if not wide:
-        x = x.t()
-    x = x / (x.norm() + 1e-7)
+        x = x.mT
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.t()
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide else x.t()
+    return x if wide else x.mT
 
 
 class Muon(torch.optim.Optimizer):
@@ -40,19 +44,29 @@ class Muon(torch.optim.Optimizer):
         """Apply one update; parameters of more than two dimensions count as (outputs, everything else)."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(p)
-                buffer: Tensor = state["momentum"]
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                direction = p.grad.lerp(buffer, group["momentum"]).flatten(1)
-                update = orthogonalise(direction) * (0.2 * max(direction.shape) ** 0.5)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.view_as(p).to(p.dtype), alpha=-group["lr"])
+                if p.grad is not None:
+                    alike[tuple(p.flatten(1).shape)].append(p)
+            for shape, members in alike.items():
+                self._update(members, shape, group["lr"], group["momentum"], group["weight_decay"])
         return loss
+
+    def _update(
+        self, members: list[Tensor], shape: tuple[int, ...], rate: float, momentum: float, decay: float
+    ) -> None:
+        """Matrices of one shape at once: a GPU is done with a small one before it has learnt of the next."""
+        gradients = [p.grad for p in members if p.grad is not None]
+        for p in members:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        buffers: list[Tensor] = [self.state[p]["momentum"] for p in members]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        directions = torch._foreach_lerp(gradients, buffers, momentum)
+        update = orthogonalise(torch.stack([d.flatten(1) for d in directions])) * (0.2 * max(shape) ** 0.5)
+        torch._foreach_mul_(members, 1 - rate * decay)
+        steps = [one.reshape(p.shape).to(p.dtype) for one, p in zip(update.unbind(), members, strict=True)]
+        torch._foreach_add_(members, steps, alpha=-rate)
 
 
 def split(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -60,11 +60,21 @@ class TrainSettings:
     cache_gib: float = 8.0
     """Memory for decoded items."""
     makers: int = 0
-    """Threads that make batches; 0: one on a CPU, on a GPU half the cores that there are for each, 16 at most."""
+    """Who makes batches: 0 is one thread on a CPU, on a GPU as many processes as it has cores but two, 16 at most."""
+    reuse: int = 1
+    """How often a sample is used, at most and on the mean. Above 1 the newest ``reservoir`` samples are kept on the
+    device and batches are drawn from them: for GPUs that are faster than whoever feeds them."""
+    reservoir: int = 4096
+    """Samples to keep, about 2 MB each for base at a crop of 128."""
+    form: str = "auto"
+    """How the network runs on a GPU: "eager", "graph" (recorded as CUDA graphs), "compile" (torch.compile), or "auto":
+    recorded, but eager on several GPUs."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     minutes: float = 0.0
     """Stop (resumable) after this long; 0 runs to the last step."""
+    by_time: bool = False
+    """The learning rate's schedule ends after ``minutes`` of training in all, if that is before the last step."""
     initial: str = ""
     """Checkpoint whose weights to start from; parameters that do not fit stay as they are."""
     origin: str = ""
@@ -102,6 +112,15 @@ def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -
         raise DiqpError(f"crop is {settings.crop}; this network needs a multiple of {settings.network.multiple}")
     if settings.optimiser not in ("adamw", "muon"):
         raise DiqpError(f"optimiser is {settings.optimiser!r}; give adamw or muon")
+    if settings.form not in ("auto", "eager", "graph", "compile"):
+        raise DiqpError(f"form is {settings.form!r}; give auto, eager, graph or compile")
+    if settings.reuse < 1 or settings.reservoir < settings.batch:
+        raise DiqpError(
+            f"reuse is {settings.reuse} and reservoir {settings.reservoir}; reuse is at least 1, and the reservoir "
+            f"holds at least a batch ({settings.batch})"
+        )
+    if settings.by_time and settings.minutes <= 0:
+        raise DiqpError("by_time needs minutes: give --minutes, the length of the whole run")
     if settings.loss not in ("charbonnier", "relative"):
         raise DiqpError(f"loss is {settings.loss!r}; give charbonnier or relative")
     if settings.precision not in ("fp32", "bf16", "fp16"):

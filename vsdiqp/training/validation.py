@@ -22,12 +22,12 @@ UNHARMED = 1e-6
 NOTHING = "the validation pool has no damaged frames of at least the network's smallest tile"
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision as the settings name it: "fp32", "bf16" or "fp16"."""
+def autocast(device: torch.device, precision: str, cache: bool = True) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision as the settings name it: "fp32", "bf16" or "fp16". ``cache``: round a weight once a pass."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     if dtype is None:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, dtype, cache_enabled=cache)
 
 
 @dataclass(frozen=True, slots=True)
