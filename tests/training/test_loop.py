@@ -422,6 +422,14 @@ def test_a_run_may_use_samples_several_times(small_pool: Path, tmp_path: Path) -
     assert any(not torch.equal(a, b) for a, b in zip(before, run.network.parameters(), strict=True))
 
 
+def test_a_pool_too_small_for_the_run_is_said_once(
+    small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vsdiqp.training.loop.MOST_SEEN", 5)
+    Trainer(tiny(small_pool, tmp_path, steps=150, batch=2)).run()
+    assert capsys.readouterr().err.count("drawn from more than 5 times each") == 1
+
+
 def test_a_schedule_by_time_ends_with_the_minutes(small_pool: Path, tmp_path: Path) -> None:
     settings = TrainSettings(DiQPConfig(), "p", steps=10**6, warmup=1, learning_rate=1.0, final_learning_rate=0.0)
     by_time = dataclasses.replace(settings, minutes=10.0, by_time=True)

@@ -42,6 +42,9 @@ MOST_MAKERS = 16
 """Processes that make batches for a GPU, at most: all cores but two, for whoever takes them in."""
 MADE_AT_ONCE = 16
 """Samples that a maker brings to a reservoir at once."""
+MOST_SEEN = 100
+"""Samples of 128x128 that an item is good for. 90 thousand of 192x192 from 500 items took a network from +0.58 dB on
+others to +0.49, while it gained 0.8 on the items seen most (docs/training.md)."""
 QP_BANDS = {"hevc": (0, 24, 30, 35, 40, 52), "av1": (0, 80, 128, 180, 230, 256)}
 
 
@@ -221,7 +224,7 @@ class Trainer:
         batches = iter(source)
         drawn = (batch.to(self.device) for batch in batches) if s.reuse == 1 else self._drawn(source, batches, seed)
         started, before = time.monotonic(), self.seconds
-        gains, since = Gains(), 0
+        gains, since, warned = Gains(), 0, False
         loss_sum, imitated = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self.network.train()
         with contextlib.closing(batches):
@@ -261,9 +264,12 @@ class Trainer:
                     if imitated:
                         self.say(f"distance to the teacher {imitated.item() / since:.4f}")
                     self._report(loss_sum.item() / since, rate, gains, len(dataset), time.monotonic() - started)
+                    warned = warned or self._warn_of_few(len(dataset))
                     loss_sum, imitated, since = torch.zeros_like(loss_sum), torch.zeros_like(imitated), 0
                 if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
                     self._validate(validation)
+                if processes and self.step % s.refresh_every == 0:
+                    dataset.refresh()  # makers look for themselves; this is for the reports
                 if self._out_of_time(started):
                     break
                 if self.step % s.save_every == 0:
@@ -334,6 +340,18 @@ class Trainer:
             f"{left / 60:.0f} min left, {items} items{uses} | {line}"
         )
         self._log("train", {"loss": loss, "lr": rate, **means})
+
+    def _warn_of_few(self, items: int) -> bool:
+        """Say so, once, when the pool has become too small for what was drawn from it."""
+        s = self.settings
+        pixels = self.step * s.batch * self.world * s.crop**2
+        if pixels < MOST_SEEN * items * 128**2:
+            return False
+        self.say(
+            f"warning: {items} items have been drawn from more than {MOST_SEEN} times each; a network learns so few by "
+            "heart and loses on others. Make the pool larger (vsdiqp pool, more --items), and watch a --validation pool"
+        )
+        return True
 
     def _validate(self, dataset: PoolDataset) -> None:
         result = validate(self.average.network, dataset, self.device, self.settings.precision)
