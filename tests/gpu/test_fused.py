@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import LITE_LIKE
 from torch import nn
 
@@ -12,7 +13,11 @@ from vsdiqp.network.lewin import Stage
 
 pytest.importorskip("triton", reason="needs Triton, which CUDA builds of torch bring")
 
+import triton
+import triton.language as tl
+
 from vsdiqp.backends import fused
+from vsdiqp.kernels import blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -101,3 +106,18 @@ def test_the_whole_network_fused_equals_the_plain_one(config: DiQPConfig):
     change = (plain - images[0]).abs().max().item()
     assert change > 0.01, "the network must do something for this to say something"
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5 * max(1.0, change))
+
+
+@triton.jit
+def gelu_kernel(x, out, EXACT: tl.constexpr):
+    at = tl.arange(0, 1024)
+    tl.store(out + at, blocks._gelu(tl.load(x + at), EXACT))
+
+
+@pytest.mark.parametrize("exact, limit", [(True, 1e-6), (False, 8e-5)])
+def test_the_gelu_is_within_what_it_says(exact: bool, limit: float) -> None:
+    x = torch.cat([torch.linspace(-6, 6, 1016), torch.tensor([0.0, 1e-4, -1e-4, 30.0, -30.0, 1e4, -1e4, 4.2])])
+    x, out = x.to(DEVICE), torch.empty(1024, device=DEVICE)
+    gelu_kernel[(1,)](x, out, EXACT=exact)
+    expected = F.gelu(x.double())
+    assert ((out.double() - expected).abs() <= limit + 1e-6 * expected.abs()).all()

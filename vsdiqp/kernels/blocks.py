@@ -31,9 +31,30 @@ EPSILON = tl.constexpr(1e-5)
 INVERSE_ROOT_2 = tl.constexpr(0.7071067811865476)
 
 
+REACH = tl.constexpr(4.2)
+"""Where the normal distribution has as good as ended."""
+
+
 @triton.jit
-def _gelu(x):
-    return 0.5 * x * (1.0 + tl.erf(x * INVERSE_ROOT_2))
+def _gelu(x, EXACT: tl.constexpr):
+    """The GELU, or what is within 8e-5 of it, a third of half precision's step at 1: `erf` costs twice as much as all
+    of a short product. On the released network's vectors it leaves an rms error of 7e-6 where 6e-4 are allowed.
+    """
+    if EXACT:
+        return 0.5 * x * (1.0 + tl.erf(x * INVERSE_ROOT_2))
+    else:
+        # A minimax fit of (distribution - 1/2) / x as a polynomial of the square, 1/2 + x times it being 1 at REACH.
+        t = tl.minimum(tl.maximum(x, -REACH), REACH)
+        square = t * t
+        p = -9.01736296743394e-10 * square + 7.941220303564478e-08
+        p = p * square - 3.0378976134670665e-06
+        p = p * square + 6.689019210170954e-05
+        p = p * square - 0.000950653397012502
+        p = p * square + 0.009298211894929409
+        p = p * square - 0.06552816182374954
+        p = p * square + 0.3984658420085907
+        # What rounding leaves beyond 0 and 1 would grow with x.
+        return x * tl.minimum(tl.maximum(0.5 + t * p, 0.0), 1.0)
 
 
 @triton.jit
@@ -121,7 +142,7 @@ def linear(
         total = (total - mean[:, None] * colsum[None, :]) * scale[:, None]
     total += tl.load(bias + column, mask=column_inside, other=0.0)[None, :]
     if GELU:
-        total = _gelu(total)
+        total = _gelu(total, x.dtype.element_ty == tl.float32)
     at = wide_row[:, None] * OUTPUTS + column[None, :]
     inside = row_inside[:, None] & column_inside[None, :]
     if RESIDUAL:
@@ -236,7 +257,8 @@ def _depthwise(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS
         value = tl.load(at + 2 * CHANNELS, mask=inside, other=0.0).to(tl.float32)
         out_1 += value * after
         out_2 += value * same
-    return _gelu(out_0), _gelu(out_1), _gelu(out_2)
+    EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
+    return _gelu(out_0, EXACT), _gelu(out_1, EXACT), _gelu(out_2, EXACT)
 
 
 @triton.jit
@@ -252,7 +274,7 @@ def _depthwise_alone(x, weight, bias, image, y, x_at, channel, height, width, CH
         row = (image * height + ny).to(tl.int64) * width + nx
         value = tl.load(x + row[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0).to(tl.float32)
         out += value * tl.load(weight + tap * CHANNELS + channel, mask=inside_channels, other=0.0)[None, :]
-    return _gelu(out)
+    return _gelu(out, x.dtype.element_ty == tl.float32)
 
 
 @triton.jit

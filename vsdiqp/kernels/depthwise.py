@@ -40,7 +40,7 @@ def _inner(x, weight, bias, image, y, x_at, channel, height, width, WIDE: tl.con
         inside = ((ny >= 0) & (ny < height) & (nx >= 0) & (nx < width))[:, None] & inside_channels[None, :]
         row = (image * height + ny).to(tl.int64) * width + nx
         value = tl.load(x + row[:, None] * WIDE + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-        total += _gelu(value) * tl.load(weight + tap * WIDE + channel, mask=inside_channels, other=0.0)[None, :]
+        total += _gelu(value, True) * tl.load(weight + tap * WIDE + channel, mask=inside_channels, other=0.0)[None, :]
     return total
 
 
@@ -52,7 +52,7 @@ def forward_kernel(x, weight, bias, out, height, width, WIDE: tl.constexpr, BLOC
     row = (image * height + y).to(tl.int64) * width + x_at
     inside = ((y < height) & (x_at < width))[:, None] & (channel < WIDE)[None, :]
     total = _inner(x, weight, bias, image, y, x_at, channel, height, width, WIDE)
-    tl.store(out + row[:, None] * WIDE + channel[None, :], _gelu(total).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row[:, None] * WIDE + channel[None, :], _gelu(total, True).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def outer_gradient_kernel(
         inside = there[:, None] & inside_channels[None, :]
         at = row[:, None] * WIDE + channel[None, :]
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        bent = _gelu(value)
+        bent = _gelu(value, True)
         total = tl.zeros((TOKENS, BLOCK), dtype=tl.float32)
         for tap in tl.range(0, 9, num_stages=1, loop_unroll_factor=1):
             # Where this token was the tap's.
