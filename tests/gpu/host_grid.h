@@ -50,6 +50,10 @@ static inline float __fadd_rn(float a, float b) {
     return a + b;
 }
 
+template <typename Value> static inline Value __ldg(const Value *at) {
+    return *at;
+}
+
 static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return static_cast<unsigned>((static_cast<std::uint64_t>(high) << 32 | low) >> (shift & 31));
 }

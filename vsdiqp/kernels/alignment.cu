@@ -79,13 +79,19 @@ namespace diqp_motion {
 __device__ inline void eight(const diqp_byte *p, unsigned *out) {
     const unsigned beyond = (unsigned)(size_t)p & 3, shift = 8 * beyond;
     const unsigned *words = (const unsigned *)(p - beyond);
-    out[0] = __funnelshift_r(words[0], words[1], shift);
-    out[1] = __funnelshift_r(words[1], words[2], shift);
+    // Through the read-only path: nothing here writes planes, and a block's own window is then read once for all that
+    // it is compared with.
+    const unsigned first = __ldg(words), second = __ldg(words + 1), third = __ldg(words + 2);
+    out[0] = __funnelshift_r(first, second, shift);
+    out[1] = __funnelshift_r(second, third, shift);
 }
 
 // Every lane's sum over all lanes.
 __device__ inline int total(unsigned sum) {
-#if LANES > 1
+#if LANES == 32 && __CUDA_ARCH__ >= 800
+    // One instruction, and the compiler learns that all lanes go the same way from here.
+    return (int)__reduce_add_sync(0xffffffffu, sum);
+#elif LANES > 1
 #pragma unroll
     for (int distance = LANES / 2; distance > 0; distance /= 2)
         sum += __shfl_xor_sync(0xffffffffu, sum, distance);
@@ -259,13 +265,21 @@ extern "C" __global__ void move_luma(const Move p) {
             out[i] = luma[(size_t)clamp_index(from_y, p.height) * p.pitch + clamp_index(from_x, p.width)];
             continue;
         }
+        int column[TAPS];
+        float weight[TAPS];
+#pragma unroll
+        for (int k = 0; k < TAPS; ++k) {
+            column[k] = clamp_index(from_x - TAPS_BEFORE + k, p.width);
+            weight[k] = diqp_motion::tap_weight(vx & 3, k);
+        }
         float sum = 0.0f;
+#pragma unroll
         for (int j = 0; j < TAPS; ++j) {
             const float *line = luma + (size_t)clamp_index(from_y - TAPS_BEFORE + j, p.height) * p.pitch;
             float across = 0.0f;
 #pragma unroll
             for (int k = 0; k < TAPS; ++k)
-                across += diqp_motion::tap_weight(vx & 3, k) * line[clamp_index(from_x - TAPS_BEFORE + k, p.width)];
+                across += weight[k] * __ldg(line + column[k]);
             sum += diqp_motion::tap_weight(vy & 3, j) * across;
         }
         out[i] = sum;
