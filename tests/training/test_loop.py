@@ -413,6 +413,17 @@ def test_what_goes_wrong_in_a_process_is_said(small_pool: Path) -> None:
         next(batches)
 
 
+def test_a_maker_that_dies_ends_the_run_instead_of_stopping_it(small_pool: Path) -> None:
+    dataset = PoolDataset(small_pool, crop=(64, 64), neighbours=LITE.neighbours)
+    batches = iter(Batches(dataset, DiQP(TINY), 2, 0, 100, makers=2, processes=True))
+    with contextlib.closing(batches), pytest.raises(RuntimeError, match="worker"):
+        next(batches)
+        for child in multiprocessing.active_children():
+            child.kill()
+        for _ in range(100):
+            next(batches)
+
+
 def test_a_run_may_use_samples_several_times(small_pool: Path, tmp_path: Path) -> None:
     run = Trainer(tiny(small_pool, tmp_path, steps=12, batch=4, reuse=3, reservoir=8))
     before = [p.clone() for p in run.network.parameters()]

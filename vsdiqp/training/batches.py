@@ -212,9 +212,12 @@ class Batches:
                 _Made(self), batch_size=None, collate_fn=_as_it_is, num_workers=self.makers, pin_memory=self.pin,
                 multiprocessing_context="spawn",
             )  # fmt: skip
-            for made in loader:
-                if not _put(ready, made, stop):
-                    return
+            try:
+                for made in loader:
+                    if not _put(ready, made, stop):
+                        return
+            except Exception as error:  # a maker that was killed, say
+                _put(ready, error, stop)
 
         def work(maker: int) -> None:
             if self.makers > 1:
