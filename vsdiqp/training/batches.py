@@ -216,8 +216,12 @@ class Batches:
                 for made in loader:
                     if not _put(ready, made, stop):
                         return
-            except Exception as error:  # a maker that was killed, say
-                _put(ready, error, stop)
+            except Exception as error:  # how it shows depends on what the process was doing when it died
+                reason = (str(error) or type(error).__name__).partition("\n")[0]
+                problem = DiqpError(
+                    f"a process that makes batches died ({reason}); if memory ran out, set makers or cache_gib lower"
+                )
+                _put(ready, problem, stop)
 
         def work(maker: int) -> None:
             if self.makers > 1:
