@@ -262,8 +262,10 @@ def _depthwise(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS
 
 
 @triton.jit
-def _depthwise_alone(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS: tl.constexpr):
-    """Depthwise 3x3 of tokens that carry one frame, then GELU: (64, channels of the block) fp32."""
+def _convolved_alone(
+    x, weight, bias, image, y, x_at, channel, height, width, CHANNELS: tl.constexpr, BENT: tl.constexpr
+):
+    """Depthwise 3x3 of tokens that carry one frame, or with BENT of their GELU: (64, channels of the block) fp32."""
     inside_channels = channel < CHANNELS
     first = tl.load(bias + channel, mask=inside_channels, other=0.0)[None, :]
     out = tl.zeros((TOKENS, channel.shape[0]), dtype=tl.float32) + first
@@ -273,7 +275,16 @@ def _depthwise_alone(x, weight, bias, image, y, x_at, channel, height, width, CH
         inside = ((ny >= 0) & (ny < height) & (nx >= 0) & (nx < width))[:, None] & inside_channels[None, :]
         row = (image * height + ny).to(tl.int64) * width + nx
         value = tl.load(x + row[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        if BENT:
+            value = _gelu(value, True)
         out += value * tl.load(weight + tap * CHANNELS + channel, mask=inside_channels, other=0.0)[None, :]
+    return out
+
+
+@triton.jit
+def _depthwise_alone(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS: tl.constexpr):
+    """Depthwise 3x3 of tokens that carry one frame, then GELU: (64, channels of the block) fp32."""
+    out = _convolved_alone(x, weight, bias, image, y, x_at, channel, height, width, CHANNELS, False)
     return _gelu(out, x.dtype.element_ty == tl.float32)
 
 

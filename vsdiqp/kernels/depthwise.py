@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vsdiqp.kernels.blocks import INVERSE_ROOT_2, TOKENS, WINDOW, _gelu, _patch
+from vsdiqp.kernels.blocks import INVERSE_ROOT_2, TOKENS, WINDOW, _convolved_alone, _gelu, _patch
 
 INVERSE_ROOT_TAU = tl.constexpr(0.3989422804014327)
 CHANNELS = 32
@@ -29,29 +29,13 @@ def _gelu_slope(x):
 
 
 @triton.jit
-def _inner(x, weight, bias, image, y, x_at, channel, height, width, WIDE: tl.constexpr):
-    """The convolution of ``gelu(x)`` at 64 tokens, fp32: (64, channels of the block)."""
-    inside_channels = channel < WIDE
-    first = tl.load(bias + channel, mask=inside_channels, other=0.0)[None, :]
-    total = tl.zeros((TOKENS, channel.shape[0]), dtype=tl.float32) + first
-    for tap in tl.range(0, 9, num_stages=1, loop_unroll_factor=1):
-        ny = y + tap // 3 - 1
-        nx = x_at + tap % 3 - 1
-        inside = ((ny >= 0) & (ny < height) & (nx >= 0) & (nx < width))[:, None] & inside_channels[None, :]
-        row = (image * height + ny).to(tl.int64) * width + nx
-        value = tl.load(x + row[:, None] * WIDE + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-        total += _gelu(value, True) * tl.load(weight + tap * WIDE + channel, mask=inside_channels, other=0.0)[None, :]
-    return total
-
-
-@triton.jit
 def forward_kernel(x, weight, bias, out, height, width, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """x, out: rows, WIDE; weight: 9, WIDE fp32; bias: WIDE fp32. Grid: (patches of the whole batch, WIDE / BLOCK)."""
     image, y, x_at = _patch(tl.program_id(0), height, width)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = (image * height + y).to(tl.int64) * width + x_at
     inside = ((y < height) & (x_at < width))[:, None] & (channel < WIDE)[None, :]
-    total = _inner(x, weight, bias, image, y, x_at, channel, height, width, WIDE)
+    total = _convolved_alone(x, weight, bias, image, y, x_at, channel, height, width, WIDE, True)
     tl.store(out + row[:, None] * WIDE + channel[None, :], _gelu(total, True).to(out.dtype.element_ty), mask=inside)
 
 
@@ -63,7 +47,7 @@ def inner_gradient_kernel(x, weight, bias, gradient, out, height, width, WIDE: t
     row = (image * height + y).to(tl.int64) * width + x_at
     inside = ((y < height) & (x_at < width))[:, None] & (channel < WIDE)[None, :]
     at = row[:, None] * WIDE + channel[None, :]
-    total = _inner(x, weight, bias, image, y, x_at, channel, height, width, WIDE)
+    total = _convolved_alone(x, weight, bias, image, y, x_at, channel, height, width, WIDE, True)
     given = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + at, (given * _gelu_slope(total)).to(out.dtype.element_ty), mask=inside)
 
