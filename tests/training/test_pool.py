@@ -244,6 +244,8 @@ def test_validation_pools_keep_samples_untouched(tmp_path: Path) -> None:
 def test_errors_say_what_to_do(tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DiqpError, match="multiples of 64"):
         PoolSettings(height=100)
+    with pytest.raises(DiqpError, match=r"share of drawn items is 1\.5; it must be 0 to 1"):
+        PoolSettings(drawn=1.5)
     with pytest.raises(DiqpError, match="vsdiqp pool"):
         PoolDataset(tmp_path)
     with pytest.raises(DiqpError, match="frames, nominal or mixed"):

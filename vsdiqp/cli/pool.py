@@ -24,6 +24,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="N",
         help="frames an item (15); networks with K neighbours want 5 + 2K or more",
     )
+    parser.add_argument(
+        "--drawn",
+        type=float,
+        default=0.06,
+        metavar="SHARE",
+        help="share of items that show what no camera took: text, pixel art, patterns, gradients (0.06)",
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes at work (1)")
     parser.add_argument(
         "--plain", action="store_true", help="for validation: native crops at fixed QPs, nothing random"
@@ -43,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from vsdiqp.progress import ProgressLine
     from vsdiqp.training.pool import PLAIN_QPS, PoolSettings, generate, generate_plain, plain_encodes
 
-    settings = PoolSettings(frames=args.frames)
+    settings = PoolSettings(frames=args.frames, drawn=args.drawn)
     with ProgressLine() as line:
         progress = partial(line, text="items")
         if args.plain:

@@ -65,6 +65,52 @@ def _elementary(height: int, width: int, frames: int, rng: np.random.Generator) 
     return torch.stack([sheet[n * step : n * step + height] for n in range(frames)])
 
 
+def sprites(size: Size, frames: int, rng: np.random.Generator) -> Tensor:
+    """Pixel art: a map of tiles in a few colours that scrolls by whole pixels, figures moving over it; 1 to 4 px each."""
+    cell = int(rng.integers(1, 5))
+    height, width = -(-size[0] // cell), -(-size[1] // cell)
+    colours = torch.from_numpy(rng.random((int(rng.choice((4, 8, 16))), 3), dtype=np.float32))
+    side = int(rng.choice((8, 16)))
+    kinds = [_tile(side, len(colours), rng) for _ in range(int(rng.integers(2, 8)))]
+    speed = rng.integers(-3, 4, 2) if rng.random() < 0.6 else np.zeros(2, np.int64)
+    rows, columns = (-(-(n + 4 * frames) // side) + 1 for n in (height, width))
+    ground = np.block([[kinds[kind] for kind in row] for row in rng.integers(0, len(kinds), (rows, columns))])
+    figures = [(_figure(side, len(colours), rng), rng.uniform(0, 1, 2), rng.normal(0, 2, 2)) for _ in range(5)]
+    pictures = []
+    for n in range(frames):
+        top, left = (int(v) * (n if v >= 0 else n - frames) for v in speed)
+        picture = ground[top : top + height, left : left + width].copy()
+        for figure, place, pace in figures[: len(kinds)]:
+            y, x = (place * (height - side, width - side) + n * pace).astype(int) % (height - side, width - side)
+            under = picture[y : y + side, x : x + side]
+            under[figure >= 0] = figure[figure >= 0]
+        pictures.append(picture)
+    grown = torch.from_numpy(np.stack(pictures)).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    return colours[grown[:, : size[0], : size[1]]].permute(0, 3, 1, 2).contiguous()
+
+
+def _tile(side: int, colours: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A square of a map: plain, dithered between two colours, striped, or speckled."""
+    one, other = rng.integers(0, colours, 2)
+    y, x = np.mgrid[:side, :side]
+    pattern = [
+        np.zeros((side, side), bool),
+        (x + y) % 2 == 0,
+        (x % 2 == 0) & (y % 2 == 0),
+        (y if rng.random() < 0.5 else x) % int(rng.integers(2, 5)) == 0,
+        rng.random((side, side)) < rng.uniform(0.05, 0.5),
+    ][int(rng.integers(5))]
+    return np.where(pattern, one, other)
+
+
+def _figure(side: int, colours: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A figure with two equal halves; -1 where one sees through it."""
+    half = rng.integers(0, colours, (side // 4, side // 8)).repeat(4, 0).repeat(4, 1)
+    half = np.where(rng.random(half.shape) < 0.2, rng.integers(0, colours), half)
+    half[np.kron(rng.random((side // 4, side // 8)) < 0.3, np.ones((4, 4))) > 0] = -1
+    return np.concatenate([half, half[:, ::-1]], 1)
+
+
 def noise(size: Size, frames: int, rng: np.random.Generator) -> Tensor:
     """Noise on a plain colour: fine or blotchy, grey or coloured, new in every frame, standing still or drifting."""
     channels = 3 if rng.random() < 0.3 else 1
@@ -188,6 +234,7 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
 
 KINDS: dict[str, Kind] = {
     "automaton": automaton,
+    "sprites": sprites,
     "noise": noise,
     "gradient": gradient,
     "screen": screen,

@@ -56,6 +56,8 @@ class PoolSettings:
         """Refuse what can't be."""
         if self.height % 64 or self.width % 64 or min(self.height, self.width) < 128:
             raise DiqpError(f"items are {self.width}x{self.height}; both sides must be multiples of 64, from 128 on")
+        if not 0 <= self.drawn <= 1:
+            raise DiqpError(f"the share of drawn items is {self.drawn}; it must be 0 to 1")
         if self.frames < 3:
             raise DiqpError(f"items have {self.frames} frames; a triplet needs 3 or more")
 
