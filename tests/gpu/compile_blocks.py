@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 
 from vsdiqp.backends.fused import NARROW, TUNING
 from vsdiqp.backends.fused_cells import WARPS
-from vsdiqp.kernels import blocks, cells, depthwise
+from vsdiqp.kernels import blocks, cells, depthwise, joins
 
 HALF, FULL, COUNT, SIXTEENS = "*fp16", "*fp32", "i32", "i32:16"
 SIZES = {"height": COUNT, "width": COUNT}
@@ -38,6 +38,14 @@ EXTREMES = {"tile": FULL, "out": FULL, "planes": COUNT, **SIDES}
 SHARES = {"extremes": FULL, "out": FULL, "blocks": COUNT, "down": COUNT, "across": COUNT}
 FINISH = {"y": HALF, "bias": HALF, "modulation": HALF, "add": HALF, "out": HALF, "size": SIXTEENS}
 FINISHED = {"MODULATE": True, "RELU": True, "ADD": True, "BLOCK": cells.VALUES}
+
+PLACED = {"rows": COUNT, "height": SIXTEENS, "width": SIXTEENS}
+JOIN = {"x": HALF, "first": HALF, "second": HALF, "pattern": HALF, "out": HALF, **PLACED}
+GUIDED = {"CHANNELS": 90, "STRIDE": 96, "FIRST": 17, "FIRST_EACH": False, "SECOND": 0, "SECOND_EACH": False, "ZEROS": 0}
+GUIDED |= {"PATTERN_STRIDE": 1, "PATTERN_EACH": True, "OUT": 112, "SIDE": 1, "ROWS": 32, "BLOCK": 128}
+ENTER = {"children": HALF, "skip": HALF, "out": HALF, "sums": FULL, **PLACED}
+ENTERED = {"UP": 45, "UP_STRIDE": 48, "SKIP": 45, "STRIDE": 48, "ADD": False, "OUT": 96, "SUMS": True, "ROWS": 32}
+ENTERED |= {"BLOCK": 128}
 
 BRAIN = "*bf16"
 TRAINED = {"x": BRAIN, "weight": FULL, "bias": FULL, "out": BRAIN, **SIZES}
@@ -82,6 +90,9 @@ CASES = [
     ("block extremes", cells.block_extremes, EXTREMES, {"BLOCK": cells.BLOCKS}, WARPS),
     ("block shares", cells.block_shares, SHARES, {"BLOCK": cells.SHARES}, WARPS),
     ("finish, 32 channels", cells.finish, FINISH, {**FINISHED, "CHANNELS": 32}, WARPS),
+    ("join", joins.join, JOIN, GUIDED, WARPS),
+    ("join, patches", joins.join, JOIN, {**GUIDED, "SIDE": 2, "SECOND": 3}, WARPS),
+    ("enter", joins.enter, ENTER, ENTERED, WARPS),
     ("finish, 48 channels", cells.finish, FINISH, {**FINISHED, "CHANNELS": 48}, WARPS),
 ]
 POINTWISE = (
@@ -93,6 +104,8 @@ POINTWISE = (
     "block extremes",
     "block shares",
     "finish",
+    "join",
+    "enter",
 )
 """What multiplies no matrices, by the name before the comma."""
 

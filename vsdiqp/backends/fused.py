@@ -15,16 +15,22 @@ import triton
 from torch import Tensor, nn
 
 from vsdiqp.backends.fused_cells import fuse_cells
+from vsdiqp.backends.fused_joins import (
+    FusedJoins,
+    PaddedConv,
+    PaddedPatches,
+    PaddedUpsample,
+    SummedStage,
+    pad,
+    place,
+    widened,
+)
 from vsdiqp.kernels import blocks
 from vsdiqp.network.diqp import DiQP
 from vsdiqp.network.lewin import LeWinBlock, Stage
-from vsdiqp.network.packing import PackedConv, PackedUpsample, to_children
+from vsdiqp.network.packing import FrameUpsample, PackedConv, PackedUpsample
 from vsdiqp.network.stem import PixelHead, PixelStem
 
-CHANNELS = 16
-"""Channels of maps are padded to multiples of this: a row starts on a 32-byte line in half precision."""
-CONVOLUTION = 8
-"""Channels of convolutions: what tensor cores need in half precision."""
 NARROW = 128
 """Outputs up to which the feed-forward's last projection joins the depthwise kernel; wider ones spill registers."""
 HEAD_SIZES = ((16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32))
@@ -44,18 +50,6 @@ class Tuning:
 
 
 TUNING = Tuning()
-
-
-def pad(value: int, multiple: int = CHANNELS) -> int:
-    """Rounded up to a multiple."""
-    return -(-value // multiple) * multiple
-
-
-def _place(source: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``source`` in the low corner of zeros of a larger shape."""
-    target = source.new_zeros(shape)
-    target[tuple(slice(n) for n in source.shape)] = source
-    return target
 
 
 class FusedBlock(nn.Module):
@@ -90,12 +84,12 @@ class FusedBlock(nn.Module):
         def heads_apart(rows: Tensor) -> Tensor:
             """(k, heads * size, ...) -> (k * heads * padded head, ...)."""
             apart = rows.reshape(len(rows), heads, size, *rows.shape[2:])
-            return _place(apart, (*apart.shape[:2], head, *apart.shape[3:])).flatten(0, 2)
+            return place(apart, (*apart.shape[:2], head, *apart.shape[3:])).flatten(0, 2)
 
         def frames_apart(rows: Tensor) -> Tensor:
             """Hidden channels (c, f) -> (f, padded c): a frame's channels become neighbours."""
             apart = rows.reshape(self.hidden, frames, *rows.shape[1:]).transpose(0, 1)
-            return _place(apart, (frames, hidden, *apart.shape[2:])).flatten(0, 1)
+            return place(apart, (frames, hidden, *apart.shape[2:])).flatten(0, 1)
 
         scale = size**-0.5
         qkv = torch.stack([attention.to_q.weight.double() * scale, *attention.to_kv.weight.double().chunk(2)])
@@ -105,17 +99,17 @@ class FusedBlock(nn.Module):
         self._norm_linear("expand", block.norm2, frames_apart(expand), frames_apart(expand_bias), wide, dtype)
 
         proj = heads_apart(attention.proj.weight.double().T[None]).T
-        self._store("proj_weight", _place(proj, (wide, heads * head)), dtype)
-        self._store("proj_bias", _place(attention.proj.bias.double(), (wide,)), torch.float32)
+        self._store("proj_weight", place(proj, (wide, heads * head)), dtype)
+        self._store("proj_bias", place(attention.proj.bias.double(), (wide,)), torch.float32)
         self._store("bias", attention.gather_bias().double(), torch.float32)
         contract = frames_apart(feed.contract.weight.double().T).T
-        self._store("contract_weight", _place(contract, (wide, frames * hidden)), dtype)
-        self._store("contract_bias", _place(feed.contract.bias.double(), (wide,)), torch.float32)
+        self._store("contract_weight", place(contract, (wide, frames * hidden)), dtype)
+        self._store("contract_bias", place(feed.contract.bias.double(), (wide,)), torch.float32)
         taps = feed.depthwise.weight.double()[:, 0]  # channel, time, y, x
         if taps.shape[1] < frames:
             taps = F.pad(taps, (0, 0, 0, 0, 1, 1))  # frames don't meet: nothing from the one before and after
-        self._store("depthwise_weight", _place(taps.flatten(1).T, (taps[0].numel(), hidden)), torch.float32)
-        self._store("depthwise_bias", _place(feed.depthwise.bias.double(), (hidden,)), torch.float32)
+        self._store("depthwise_weight", place(taps.flatten(1).T, (taps[0].numel(), hidden)), torch.float32)
+        self._store("depthwise_bias", place(feed.depthwise.bias.double(), (hidden,)), torch.float32)
 
     def _store(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
         self.register_buffer(name, value.detach().to(dtype).contiguous(), persistent=False)
@@ -124,7 +118,7 @@ class FusedBlock(nn.Module):
         self, name: str, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, wide: int, dtype: torch.dtype
     ) -> None:
         folded = (weight * norm.weight.double()).to(dtype)
-        self._store(f"{name}_weight", _place(folded, (len(weight), wide)), dtype)
+        self._store(f"{name}_weight", place(folded, (len(weight), wide)), dtype)
         # Of the rounded weights, which are the ones that the mean goes through.
         self._store(f"{name}_sums", folded.double().sum(1), torch.float32)
         self._store(f"{name}_bias", bias + weight @ norm.bias.double(), torch.float32)
@@ -165,17 +159,20 @@ class FusedBlock(nn.Module):
         return _linear(mixed, self.contract_weight, self.contract_bias, residual=x, out_sums=sums).view(x.shape), sums
 
 
-class FusedStage(nn.Module):
-    """The blocks of a level. Maps are padded on entry and cut on exit; between blocks nothing is copied."""
+class FusedStage(SummedStage):
+    """The blocks of a level. Maps are padded on entry, if they are not, and cut on exit; between blocks nothing is
+    copied. ``whole``: results keep their padding.
+    """
 
     def __init__(self, stage: Stage, dtype: torch.dtype):
         super().__init__()
         self.blocks = nn.ModuleList(FusedBlock(cast(LeWinBlock, block), dtype) for block in stage.blocks)
+        first = cast(FusedBlock, self.blocks[0])
+        self.channels, self.padded, self.whole = first.width, first.padded, False
 
     def forward(self, x: Tensor) -> Tensor:
         """B, H, W, C -> the same shape."""
-        channels = x.shape[-1]
-        x = F.pad(x, (0, pad(channels) - channels)).contiguous()
+        x = widened(x, self.padded).contiguous()
         rows = x.numel() // x.shape[-1]
         sums = x.new_empty((1, rows, 2), dtype=torch.float32)
         block = triton.next_power_of_2(x.shape[-1])
@@ -183,48 +180,13 @@ class FusedStage(nn.Module):
         blocks.row_sums[(triton.cdiv(rows, per_program),)](
             x, sums, rows, CHANNELS=x.shape[-1], ROWS=per_program, BLOCK=block, num_warps=4
         )
+        return self.entered(x, sums)
+
+    def entered(self, x: Tensor, sums: Tensor) -> Tensor:
+        """See `SummedStage`."""
         for fused in self.blocks:
             x, sums = fused(x, sums)
-        return x[..., :channels]
-
-
-class PaddedConv(nn.Module):
-    """A packed convolution with channels padded to multiples of 8: odd ones keep libraries off the tensor cores."""
-
-    def __init__(self, convolution: PackedConv, dtype: torch.dtype):
-        super().__init__()
-        weight, bias = convolution.pack()
-        outputs, inputs = weight.shape[:2]
-        self.outputs, self.more = outputs, pad(inputs, CONVOLUTION) - inputs
-        self.stride, self.padding = convolution.stride, convolution.padding
-        shape = (pad(outputs, CONVOLUTION), inputs + self.more, *weight.shape[2:])
-        weight = _place(weight.detach(), shape).to(dtype).contiguous(memory_format=torch.channels_last)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(_place(bias.detach(), (shape[0],)).to(dtype), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """B, H, W, I * 3 -> B, H', W', O * 3."""
-        x = F.pad(x, (0, self.more)).permute(0, 3, 1, 2)
-        y = F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
-        return y.permute(0, 2, 3, 1)[..., : self.outputs]
-
-
-class PaddedUpsample(nn.Module):
-    """A packed upsampling with inputs padded to a multiple of 8."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, upsample: PackedUpsample, dtype: torch.dtype):
-        super().__init__()
-        weight, bias = upsample.pack()
-        self.more = pad(weight.shape[1], CONVOLUTION) - weight.shape[1]
-        self.register_buffer("weight", F.pad(weight.detach(), (0, self.more)).to(dtype), persistent=False)
-        self.register_buffer("bias", bias.detach().to(dtype), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """B, H, W, I * 3 -> B, 2H, 2W, O * 3."""
-        return to_children(F.linear(F.pad(x, (0, self.more)), self.weight, self.bias))
+        return x if self.whole else x[..., : self.channels]
 
 
 def fuse(network: DiQP, dtype: torch.dtype) -> DiQP:
@@ -235,32 +197,39 @@ def fuse(network: DiQP, dtype: torch.dtype) -> DiQP:
     Half-resolution ones are fused where there are neighbours.
     """
 
-    def convolution(plain: nn.Module) -> nn.Module:
-        assert isinstance(plain, PackedConv)
-        return plain if plain.patches else PaddedConv(plain, dtype)
-
-    def upsample(plain: nn.Module) -> nn.Module:
-        return PaddedUpsample(plain, dtype) if isinstance(plain, PackedUpsample) else plain
-
     def stage(plain: nn.Module) -> nn.Module:
         assert isinstance(plain, Stage)
         fits = len(plain.blocks) > 0 and all(_fits(block) for block in plain.blocks)
         return FusedStage(plain, dtype) if fits else plain
 
+    def down(plain: nn.Module, after: nn.Module) -> nn.Module:
+        assert isinstance(plain, PackedConv)
+        return PaddedPatches(plain, dtype) if plain.patches else PaddedConv(plain, dtype, isinstance(after, FusedStage))
+
+    def up(plain: nn.Module) -> nn.Module:
+        assert isinstance(plain, PackedUpsample | FrameUpsample)
+        return PaddedUpsample(plain, dtype)
+
     # First all of the new parts, from unrounded weights; then the rest is rounded; then the parts take their places.
     encoder, decoder = ([stage(plain) for plain in parts] for parts in (network.encoder, network.decoder))
     bottleneck = stage(network.bottleneck)
-    down, up = [convolution(plain) for plain in network.down], [upsample(plain) for plain in network.up]
-    ends = [part for part in (network.stem, network.head) if isinstance(part, PixelStem | PixelHead)]
-    projections = [convolution(part.project) for part in ends]
+    downs = [down(plain, after) for plain, after in zip(network.down, [*encoder[1:], bottleneck], strict=True)]
+    ups = [up(plain) for plain in network.up]
+    ends: list[tuple[nn.Module, PaddedConv]] = []
+    if dtype == torch.float16 and isinstance(network.stem, PixelStem) and isinstance(network.head, PixelHead):
+        ends.append((network.stem, PaddedConv(network.stem.project, dtype, isinstance(encoder[0], FusedStage))))
+        ends.append((network.head, PaddedConv(network.head.project, dtype)))
+        if isinstance(decoder[-1], FusedStage):
+            decoder[-1].whole = True
     network.to_precision(dtype)
-    for parts, new in ((network.encoder, encoder), (network.decoder, decoder), (network.down, down), (network.up, up)):
+    replaced = ((network.encoder, encoder), (network.decoder, decoder), (network.down, downs), (network.up, ups))
+    for parts, new in replaced:
         for index, module in enumerate(new):
             parts[index] = module
     network.register_module("bottleneck", bottleneck)
-    if dtype == torch.float16:
-        for part, projection in zip(ends, projections, strict=True):
-            part.register_module("project", projection)
+    network.joins = FusedJoins(network.config.skip == "concat")
+    for part, projection in ends:
+        part.register_module("project", projection)
     if network.config.neighbours:
         fuse_cells(network)
     return network

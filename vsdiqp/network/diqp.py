@@ -13,8 +13,9 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import cells
 from vsdiqp.network.config import FRAMES, DiQPConfig
 from vsdiqp.network.guides import GuideChain
+from vsdiqp.network.joins import Beside, Joins, PlainJoins
 from vsdiqp.network.lewin import Stage, WindowAttention
-from vsdiqp.network.lost import ContinuousLocation, TableLocation, tile_pattern
+from vsdiqp.network.lost import ContinuousLocation, TableLocation
 from vsdiqp.network.packing import FrameUpsample, Packed, PackedConv, PackedUpsample
 from vsdiqp.network.stem import (
     CellHead,
@@ -51,6 +52,8 @@ class DiQP(nn.Module):
         self.config = config
         self.cell_steps: cells.CellSteps | None = None
         """Who takes the steps between picture and convolutions, with neighbours; None: the CPU's, or stem and head."""
+        self.joins: Joins = PlainJoins(config.skip == "concat")
+        """Who takes the steps between the stages of the U."""
         frames = config.token_frames
         levels, widths = config.levels, [config.width(i) for i in range(config.levels + 1)]
         grid = config.tile // config.stem_scale
@@ -276,19 +279,18 @@ class DiQP(nn.Module):
         if self.look_ahead is not None:
             maps = self.look_ahead.cropped(self._on_grid(ahead_tile), weight_decay)
             cropped = [self._each_frame(m) for m in maps]
-        ahead = [torch.cat([c, s.expand(c.shape[0], -1, -1, -1)], -1) for c, s in zip(cropped, scaled, strict=True)]
+        ahead = list(zip(cropped, scaled, strict=True))
 
         skips: list[Tensor] = []
         for i, (encode, down) in enumerate(zip(self.encoder, self.down, strict=True)):
             x = encode(x)
             skips.append(x)
-            x = down(self._join(x, looked_around[i : i + 1], pattern, self.padding_around[i]))
+            x = self.joins.down(down, x, Beside(looked_around[i : i + 1], self.padding_around[i], pattern))
         x = self.bottleneck(x)
         for i, (up, decode) in enumerate(zip(self.up, self.decoder, strict=True)):
             level = len(skips) - 1 - i
-            x = up(self._join(x, ahead[level : level + 1], pattern, self.padding_ahead[level]))
-            x = torch.cat([x, skips[level]], -1) if self.config.skip == "concat" else x + skips[level]
-            x = decode(x)
+            behind = Beside(ahead[level] if ahead else (), self.padding_ahead[level], pattern)
+            x = self.joins.up(up, decode, x, skips[level], behind)
         if isinstance(self.head, CellHead):
             assert code is not None and damage is not None
             features = to_frames(x, self.frame_major) if self.config.joint else x.permute(0, 3, 1, 2)
@@ -302,16 +304,6 @@ class DiQP(nn.Module):
     def _each_frame(self, shared: Tensor) -> Tensor:
         """What belongs to a tile, for each row of the U's batch: there a frame may be a row of its own."""
         return shared if self.config.joint or shared.shape[0] == 1 else shared.repeat_interleave(FRAMES, 0)
-
-    @staticmethod
-    def _join(x: Tensor, guide: list[Tensor], pattern: Tensor, padding: int) -> Tensor:
-        """Concatenate a level's guide and LOST's channel to tokens; zeros fill up to a whole number of frames."""
-        batch, height, width, _ = x.shape
-        parts = [x, *(g.expand(batch, -1, -1, -1) for g in guide)]
-        if padding:
-            parts.append(x.new_zeros(batch, height, width, padding))
-        parts.append(tile_pattern(pattern[..., :1], height, width).expand(batch, -1, -1, -1))
-        return torch.cat(parts, -1)
 
     def forward(
         self,

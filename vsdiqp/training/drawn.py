@@ -66,7 +66,7 @@ def _elementary(height: int, width: int, frames: int, rng: np.random.Generator) 
 
 
 def sprites(size: Size, frames: int, rng: np.random.Generator) -> Tensor:
-    """Pixel art: a map of tiles in a few colours that scrolls by whole pixels, figures moving over it; 1 to 4 px each."""
+    """Pixel art: a map of tiles in a few colours that scrolls by whole pixels, figures over it; cells of 1 to 4 px."""
     cell = int(rng.integers(1, 5))
     height, width = -(-size[0] // cell), -(-size[1] // cell)
     colours = torch.from_numpy(rng.random((int(rng.choice((4, 8, 16))), 3), dtype=np.float32))
