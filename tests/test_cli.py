@@ -1,6 +1,7 @@
 """The command line: help without heavy imports, errors as one line, exit statuses."""
 
 import importlib.util
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from vsdiqp import __version__
 from vsdiqp.cli import COMMANDS, main
-from vsdiqp.cli.bench import noise, parse_settings, parse_size
+from vsdiqp.cli.bench import noise, parse_settings, parse_size, said
 from vsdiqp.cli.evaluate import find_clips, parse_qps
 from vsdiqp.errors import DiqpError
 
@@ -130,6 +131,15 @@ def test_bench_arguments() -> None:
         with pytest.raises(DiqpError, match="WIDTHxHEIGHT"):
             parse_size(text)
     assert parse_settings("model=lite,tile=256") == {"model": "lite", "tile": 256}
+
+
+def test_bench_hears_what_the_filter_says_of_itself() -> None:
+    logger = logging.getLogger("vsdiqp")
+    before = logger.level
+    with said() as lines:
+        logger.info("lite on %s", "cpu")
+    logger.info("later")
+    assert lines == ["lite on cpu"] and logger.level == before
 
 
 def test_bench_clip_moves() -> None:

@@ -100,9 +100,11 @@ class Restorer:
 
     def describe(self) -> str:
         """One line on what runs how."""
-        columns, rows = self.plan.columns, self.plan.rows
-        how = "nothing to do (strength 0)" if self._backend is None else self._backend.describe()
-        return f"{self._config.name} on {how}, {self.plan.count} tiles of {columns.side}x{rows.side}"
+        if self._backend is None:
+            return f"{self._config.name}: strength is 0, frames are copied"
+        columns, rows, count = self.plan.columns, self.plan.rows, self.plan.count
+        tiles_of = "1 tile of" if count == 1 else f"{count} tiles of"
+        return f"{self._config.name} on {self._backend.describe()}, {tiles_of} {columns.side}x{rows.side}"
 
     def close(self) -> None:
         """Give back what the engine holds. No run may follow."""

@@ -212,6 +212,15 @@ def test_memory_stays_within_its_bound(pool: Path) -> None:
     assert PoolDataset(pool, cache_bytes=0).load_item(1).number == 1
 
 
+def test_the_bound_counts_the_motion_that_is_kept(pool: Path) -> None:
+    data = PoolDataset(pool, neighbours=2, crop=(64, 64))
+    item = data.load_item(0)
+    for stream in item.degraded:
+        stream.motion.learn(stream.clip.y, item.source.bits, 2)
+    vectors = sum(v.nbytes for stream in item.degraded for v in (stream.motion.known or {}).values())
+    assert vectors > 0 and data.cached == (1, item.nbytes + vectors)
+
+
 def test_drawn_settings_are_mostly_the_common_ones_over_the_whole_range() -> None:
     rng = np.random.default_rng(0)
     for codec, low, high, preset in (("hevc", 12, 51, "medium"), ("av1", 40, 255, "6")):

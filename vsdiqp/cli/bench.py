@@ -1,7 +1,10 @@
 """``vsdiqp bench``: frames a second of the filter, and how it compares with its own other settings."""
 
 import argparse
+import contextlib
+import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from vsdiqp.errors import DiqpError
@@ -11,7 +14,11 @@ _SIZES = {"270p": (480, 270), "540p": (960, 540), "720p": (1280, 720), "1080p": 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``bench``."""
-    parser = subparsers.add_parser("bench", help="frames a second of the filter on this machine")
+    parser = subparsers.add_parser(
+        "bench",
+        help="frames a second of the filter on this machine",
+        description="Frames a second of the filter on this machine, and what ran to reach them.",
+    )
     parser.add_argument("--size", default="540p", help=f"WIDTHxHEIGHT or {', '.join(_SIZES)} (default 540p)")
     parser.add_argument("--frames", type=int, default=12, help="frames timed, a multiple of three serves best (12)")
     parser.add_argument("--warm-up", type=int, default=3, help="frames before them that are not timed (3)")
@@ -47,12 +54,32 @@ def run(args: argparse.Namespace) -> int:
             if given in settings:
                 raise DiqpError(f"{text}: {given} is the same for all that is timed; give --{given}")
         try:
-            restored = vapoursynth.core.diqp.Restore(clip, qp=args.qp, codec=args.codec, **settings)
+            with said() as lines:
+                restored = vapoursynth.core.diqp.Restore(clip, qp=args.qp, codec=args.codec, **settings)
             rates.append(frames_per_second(restored, args.warm_up))
         except vapoursynth.Error as error:
             raise DiqpError(f"{text}: {error}") from error
         print(f"{text}: {rates[-1]:.3f} frames/s, {rates[-1] / rates[0]:.2f} times the first", flush=True)
+        for line in lines:
+            print(f"    {line}", flush=True)
     return 0
+
+
+@contextlib.contextmanager
+def said() -> Iterator[list[str]]:
+    """What the filter says meanwhile about what runs how: the network, and one more line for its first pass."""
+    lines: list[str] = []
+    listener = logging.Handler(logging.INFO)
+    listener.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("vsdiqp")
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
 
 
 def parse_size(text: str) -> tuple[int, int]:

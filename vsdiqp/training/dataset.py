@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vsdiqp.alignment import compensate, seen_steps
 from vsdiqp.errors import DiqpError
 from vsdiqp.training.degrade import Clip, Samples, decode, header_qps
-from vsdiqp.training.motion import Motion
+from vsdiqp.training.motion import Motion, motion_bytes
 from vsdiqp.training.pool import INDEX, read_index_from, read_stream
 
 
@@ -169,7 +169,7 @@ class PoolDataset:
 
     @property
     def cached(self) -> tuple[int, int]:
-        """Items and bytes kept in memory."""
+        """Items and bytes kept in memory, with what motion takes once it is known."""
         return len(self._kept), self._bytes
 
     @property
@@ -188,10 +188,15 @@ class PoolDataset:
         item = self._kept.get(index)
         if item is None:
             item = self._decode(self._entries[index])
+            size = item.nbytes
+            if self.neighbours:
+                frames, height, width = item.source.y.shape
+                # It comes later, when a stream is asked for often.
+                size += len(item.degraded) * motion_bytes(frames, height, width, self.neighbours)
             with self._lock:
-                if index not in self._kept and self._bytes + item.nbytes <= self.cache_bytes:
+                if index not in self._kept and self._bytes + size <= self.cache_bytes:
                     self._kept[index] = item
-                    self._bytes += item.nbytes
+                    self._bytes += size
         return item
 
     def __getstate__(self) -> dict[str, Any]:

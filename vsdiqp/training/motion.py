@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from vsdiqp.alignment import Aligner, Vectors
+from vsdiqp.alignment import BLOCK, Aligner, Vectors
 from vsdiqp.training.degrade import Samples
 
 OFTEN = 3
@@ -25,7 +25,8 @@ class Motion:
 
     def __init__(self) -> None:
         self._looks = 0
-        self._known: dict[Pair, Vectors] | None = None
+        self.known: dict[Pair, Vectors] | None = None
+        """All of them, once they are."""
         self._lock = threading.Lock()
 
     def vectors(
@@ -33,10 +34,10 @@ class Motion:
     ) -> dict[Pair, Vectors]:
         """Vectors of ``pairs``, right inside ``region`` (left, top, right, bottom) at least."""
         self._looks += 1
-        if self._known is None and self._looks >= OFTEN:
+        if self.known is None and self._looks >= OFTEN:
             self.learn(luma, bits, reach)
         wanted = dict.fromkeys(pairs)
-        known = self._known
+        known = self.known
         if known is not None and known.keys() >= wanted.keys():
             return {pair: known[pair] for pair in wanted}
         return _search(luma, bits, wanted, region)
@@ -44,12 +45,18 @@ class Motion:
     def learn(self, luma: Samples, bits: int, reach: int) -> None:
         """Find the motion of all frames now."""
         with self._lock:
-            if self._known is not None:
+            if self.known is not None:
                 return
             frames = range(len(luma))
             steps = [step for step in range(-reach, reach + 1) if step]
             pairs = [(n, n + step) for n in frames for step in steps if n + step in frames]
-            self._known = _search(luma, bits, pairs, None)
+            self.known = _search(luma, bits, pairs, None)
+
+
+def motion_bytes(frames: int, height: int, width: int, reach: int) -> int:
+    """Memory of all vectors of a stream, once they are known."""
+    pairs = sum(2 * max(frames - step, 0) for step in range(1, reach + 1))
+    return pairs * -(-height // BLOCK) * -(-width // BLOCK) * 2 * np.dtype(np.int16).itemsize
 
 
 def _search(
