@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vsdiqp.backends.fused import NARROW, TUNING
+from vsdiqp.backends.fused import NARROW, TUNING, block_outputs
 from vsdiqp.backends.fused_cells import WARPS
 from vsdiqp.kernels import blocks, cells, depthwise, joins
 
@@ -65,6 +65,13 @@ CASES = [
     ),
     ("linear norm gelu", blocks.linear, LINEAR, {"INPUTS": 368, "OUTPUTS": 1104, **NORMED, **BLOCK}, TUNING.warps),
     ("linear residual", blocks.linear, LINEAR, {"INPUTS": 2160, "OUTPUTS": 720, **ADDED, **BLOCK}, TUNING.warps),
+    (
+        "linear, narrow",
+        blocks.linear,
+        LINEAR,
+        {"INPUTS": 48, "OUTPUTS": 144, **NORMED, **BLOCK, "BLOCK_OUT": block_outputs(144)},
+        TUNING.warps,
+    ),
     (
         "attention",
         blocks.window_attention,

@@ -108,6 +108,14 @@ def test_the_whole_network_fused_equals_the_plain_one(config: DiQPConfig):
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5 * max(1.0, change))
 
 
+@pytest.mark.parametrize("outputs", [16, 48, 96, 144, 192, 368, 720, 2304])
+def test_blocks_of_outputs_waste_little(outputs: int) -> None:
+    block = fused.block_outputs(outputs)
+    assert block in (fused.TUNING.outputs, fused.TUNING.outputs // 2)
+    # A quarter at most, but where even the small block is larger than all there is.
+    assert fused.pad(outputs, block) <= max(1.34 * outputs, fused.TUNING.outputs // 2)
+
+
 @triton.jit
 def gelu_kernel(x, out, EXACT: tl.constexpr):
     at = tl.arange(0, 1024)

@@ -52,6 +52,16 @@ class Tuning:
 TUNING = Tuning()
 
 
+def block_outputs(outputs: int) -> int:
+    """Outputs of a program of the matrix kernel: half of TUNING's where that leaves out a sixth of the work or more.
+
+    What lies beyond the last output is multiplied, bent and thrown away like the rest: of 144 outputs in blocks of 128
+    that is 112 more, in blocks of 64 it is 48.
+    """
+    whole, half = TUNING.outputs, TUNING.outputs // 2
+    return half if 6 * pad(outputs, half) <= 5 * pad(outputs, whole) else whole
+
+
 class FusedBlock(nn.Module):
     """A LeWin block over padded maps, five launches (four where the map is narrow)."""
 
@@ -241,7 +251,7 @@ def _fits(block: nn.Module) -> bool:
 
 
 def _new_sums(rows: int, outputs: int, like: Tensor) -> Tensor:
-    return like.new_empty((triton.cdiv(outputs, TUNING.outputs), rows, 2), dtype=torch.float32)
+    return like.new_empty((triton.cdiv(outputs, block_outputs(outputs)), rows, 2), dtype=torch.float32)
 
 
 def _linear(
@@ -258,8 +268,8 @@ def _linear(
     outputs, inputs = weight.shape
     rows = x.numel() // inputs
     out = x.new_empty((rows, outputs))
-    tuning = TUNING
-    grid = (triton.cdiv(rows, tuning.rows) * triton.cdiv(outputs, tuning.outputs),)
+    tuning, block = TUNING, block_outputs(outputs)
+    grid = (triton.cdiv(rows, tuning.rows) * triton.cdiv(outputs, block),)
     blocks.linear[grid](
         x, weight, bias,
         norm[0] if norm else bias, norm[1] if norm else bias,
@@ -269,7 +279,7 @@ def _linear(
         WIDTH=norm[2] if norm else inputs, PARTS=norm[1].shape[0] if norm else 1,
         NORM=norm is not None, GELU=gelu, RESIDUAL=residual is not None, SUMS=out_sums is not None,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        BLOCK_ROWS=tuning.rows, BLOCK_OUT=tuning.outputs, BLOCK_IN=tuning.inputs, GROUP=tuning.group,
+        BLOCK_ROWS=tuning.rows, BLOCK_OUT=block, BLOCK_IN=tuning.inputs, GROUP=tuning.group,
         num_warps=tuning.warps, num_stages=tuning.stages,
     )  # fmt: skip
     return out
