@@ -7,6 +7,7 @@ VAPOURSYNTH_EXTRA_PLUGIN_PATH there and PYTHONPATH at the tree, and nothing need
 """
 
 import importlib.util
+import platform
 import re
 import sys
 from pathlib import Path
@@ -21,14 +22,22 @@ if sys.platform != "linux":
 
 PLUGIN = "vapoursynth.plugins.diqp.libdiqp"
 SOURCES = Path("vsdiqp/plugin")
+COMMON = ["-std=c++17", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"]
 LANES = ["vsdiqp/network/native.h", "vsdiqp/network/lanes.h"]
-LIBRARIES = {
-    "vsdiqp.alignment.libmotion": ("vsdiqp/alignment/library.cpp", ["vsdiqp/alignment/motion.cuh"]),
-    "vsdiqp.network.libcells": ("vsdiqp/network/cells.cpp", ["vsdiqp/network/native.h"]),
-    "vsdiqp.network.libattention": ("vsdiqp/network/attention.cpp", LANES),
-    "vsdiqp.network.libdepthwise": ("vsdiqp/network/depthwise.cpp", LANES),
+PROCESSORS = {
+    "avx2": ["-DDIQP_LANES=8", "-mavx2", "-mfma"],
+    "avx512": ["-DDIQP_LANES=16", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
 }
-"""What Python opens itself (`vsdiqp.library`), beside its modules: source and headers."""
+"""Flags for the kinds of processors that `vsdiqp.network.native` knows: what torch asks of one that it calls so."""
+LIBRARIES: dict[str, tuple[str, list[str], list[str]]] = {
+    "vsdiqp.alignment.libmotion": ("vsdiqp/alignment/library.cpp", ["vsdiqp/alignment/motion.cuh"], []),
+    "vsdiqp.network.libcells": ("vsdiqp/network/cells.cpp", ["vsdiqp/network/native.h"], []),
+}
+"""What Python opens itself (`vsdiqp.library`), beside its modules: source, headers and flags."""
+if platform.machine() == "x86_64":
+    for processor, flags in PROCESSORS.items():
+        for part in ("attention", "depthwise"):
+            LIBRARIES[f"vsdiqp.network.lib{part}-{processor}"] = (f"vsdiqp/network/{part}.cpp", LANES, flags)
 DEVELOPMENT = Path("build/plugin")
 
 
@@ -131,7 +140,7 @@ setup(
                 ("DIQP_VERSION_MAJOR", major),
                 ("DIQP_VERSION_MINOR", minor),
             ],
-            extra_compile_args=["-std=c++17", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            extra_compile_args=[*COMMON, "-O2"],
             # The core closes plugins at exit, when threads may still be on their way out of this one.
             extra_link_args=["-Wl,-z,nodelete", "-Wl,-z,defs"],
             language="c++",
@@ -141,11 +150,11 @@ setup(
                 name,
                 sources=[source],
                 depends=headers,
-                extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"],
+                extra_compile_args=[*COMMON, "-O3", "-pthread", *flags],
                 extra_link_args=["-pthread"],
                 language="c++",
             )
-            for name, (source, headers) in LIBRARIES.items()
+            for name, (source, headers, flags) in LIBRARIES.items()
         ),
     ],
 )

@@ -8,6 +8,20 @@ from torch import Tensor, nn
 
 from vsdiqp.network import attention, depthwise
 from vsdiqp.network.lewin import SHIFT_PENALTY, FeedForward, LeWinBlock
+from vsdiqp.network.native import PROCESSORS, by_processor
+
+
+@pytest.fixture(params=PROCESSORS, autouse=True)
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every kind of processor that this one is, too: newer ones run what older ones would."""
+    kinds = list(PROCESSORS)
+    here = torch.backends.cpu.get_cpu_capability()
+    if here not in kinds or kinds.index(request.param) < kinds.index(here):
+        pytest.skip(f"needs a processor with {request.param}, and this one is {here}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    for module, name in ((attention, "libattention"), (depthwise, "libdepthwise")):
+        monkeypatch.setattr(module, "_compiled", module._compiled.of(by_processor(name)))
+    return str(request.param)
 
 
 def with_gradients(
@@ -38,8 +52,7 @@ def test_attention_is_the_plain_one(
     block = LeWinBlock(channels, heads, 8, 2, 1, shift, 1).train()
     nn.init.normal_(block.attn.bias_table)
     x = 2 * torch.randn(2, 24, 40, channels)
-    if not attention.usable(x, 8):
-        pytest.skip("compiled attention is used with AVX-512 alone, which is not here")
+    assert attention.usable(x, 8)
     compiled = with_gradients(block.attn, block.attend, x, bf16)
     monkeypatch.setattr(attention, "usable", lambda *_: False)
     plain = with_gradients(block.attn, block.attend, x, bf16)
@@ -48,9 +61,10 @@ def test_attention_is_the_plain_one(
         assert distance(new, old) < (6e-3 if bf16 else 2e-6), name
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(("channels", "ratio", "height", "width"), [(96, 3, 24, 40), (48, 3, 33, 20), (16, 2, 1, 3)])
 def test_feed_forward_is_no_farther_from_exact_than_the_plain_one(
-    channels: int, ratio: int, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+    channels: int, ratio: int, height: int, width: int, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     feed = FeedForward(channels, ratio, 1, 1).train()
@@ -63,13 +77,13 @@ def test_feed_forward_is_no_farther_from_exact_than_the_plain_one(
         return used[-1]
 
     monkeypatch.setattr(depthwise, "usable", watched)
-    compiled = with_gradients(feed, feed, x, bf16=True)
-    exact = with_gradients(feed, feed, x, bf16=False)
-    assert used == [True, False], "bf16 goes the compiled way, fp32 torch's own"
+    compiled = with_gradients(feed, feed, x, bf16)
+    assert used == [True]
     monkeypatch.setattr(depthwise, "usable", lambda *_: False)
-    plain = with_gradients(feed, feed, x, bf16=True)
+    plain = with_gradients(feed, feed, x, bf16)
+    exact = with_gradients(feed.double(), feed, x.double(), False)
     for (name, new), (_, old), (_, true) in zip(compiled, plain, exact, strict=True):
-        assert distance(new, true) < max(1.3 * distance(old, true), 3e-3), name
+        assert distance(new, true) < max(1.3 * distance(old, true), 3e-3 if bf16 else 2e-6), name
 
 
 def test_threads_and_batches_change_no_bit() -> None:
@@ -83,11 +97,12 @@ def test_threads_and_batches_change_no_bit() -> None:
             for items in (slice(None), slice(0, 1)):
                 attended = attention.window_attention(q[items], kv[items], bias, 4, SHIFT_PENALTY)
                 activated = depthwise.activated(hidden[items], weight, offset)
-                results.append((attended[:1], activated[:1]))
+                exact = depthwise.activated(hidden[items].float(), weight, offset)
+                results.append((attended[:1], activated[:1], exact[:1]))
     finally:
         torch.set_num_threads(before)
-    for attended, activated in results[1:]:
-        assert torch.equal(attended, results[0][0]) and torch.equal(activated, results[0][1])
+    for others in results[1:]:
+        assert all(torch.equal(one, first) for one, first in zip(others, results[0], strict=True))
 
 
 def test_large_scores_stay_finite() -> None:
@@ -106,10 +121,11 @@ def test_what_is_no_number_stays_none() -> None:
     y = attention.window_attention(q, kv, torch.zeros(1, 64, 64), 0, SHIFT_PENALTY)
     assert y[0, 3, 3].isnan().all() and y[0, :, 8:].isnan().all()
     assert not y[0, :3, :8].isnan().any()
-    hidden = torch.randn(1, 8, 8, 16).bfloat16()
+    hidden = torch.randn(1, 8, 8, 16)
     hidden[0, 4, 4, 2] = torch.nan
-    y = depthwise.activated(hidden, torch.ones(16, 1, 3, 3), torch.zeros(16))
-    assert y[0, 3:6, 3:6, 2].isnan().all() and y.isnan().sum() == 9
+    for precision in (torch.float32, torch.bfloat16):
+        y = depthwise.activated(hidden.to(precision), torch.ones(16, 1, 3, 3), torch.zeros(16))
+        assert y[0, 3:6, 3:6, 2].isnan().all() and y.isnan().sum() == 9
 
 
 def test_precisions_that_have_no_compiled_way_take_the_plain_one() -> None:
@@ -123,7 +139,15 @@ def test_precisions_that_have_no_compiled_way_take_the_plain_one() -> None:
     with pytest.raises(ValueError, match="sizes do not fit"):
         attention.window_attention(x.half(), torch.cat([x, x], -1).half(), torch.zeros(2, 64, 64), 0, SHIFT_PENALTY)
     with pytest.raises(ValueError, match="sizes do not fit"):
-        depthwise.activated(x, torch.ones(32, 1, 3, 3), torch.zeros(32))
+        depthwise.activated(x.half(), torch.ones(32, 1, 3, 3), torch.zeros(32))
+
+
+def test_other_processors_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    for module, name in ((attention, "libattention"), (depthwise, "libdepthwise")):
+        monkeypatch.setattr(module, "_compiled", module._compiled.of(by_processor(name)))
+    x = torch.randn(1, 16, 16, 32)
+    assert not attention.usable(x, 8) and not depthwise.usable(x, 32)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

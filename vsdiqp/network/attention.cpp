@@ -32,7 +32,7 @@ constexpr int SIDE = 8, TOKENS = SIDE * SIDE;
 
 /// out (TOKENS, columns) = a b; a's entry (i, k) is a[i * down + k * along], b is (inner, columns), columns a multiple
 /// of LANES.
-DIQP_FAST void product(const float *a, int down, int along, const float *b, int inner, int columns, float *out) {
+void product(const float *a, int down, int along, const float *b, int inner, int columns, float *out) {
     constexpr int ROWS = 4;
     for (int i = 0; i < TOKENS; i += ROWS) {
         const float *left = a + static_cast<std::ptrdiff_t>(i) * down;
@@ -72,7 +72,7 @@ DIQP_FAST void product(const float *a, int down, int along, const float *b, int 
 
 /// Scores (TOKENS, TOKENS) to weights: bias and penalty added, then the softmax of every row. `region` of every token,
 /// or null where all see each other.
-DIQP_FAST void to_weights(float *scores, const float *bias, const float *region, float penalty) {
+void to_weights(float *scores, const float *bias, const float *region, float penalty) {
     for (int i = 0; i < TOKENS; ++i, scores += TOKENS, bias += TOKENS) {
         if (region != nullptr)
             for (int j = 0; j < TOKENS; ++j)
@@ -104,7 +104,7 @@ DIQP_FAST void to_weights(float *scores, const float *bias, const float *region,
 }
 
 /// Gradients of weights to gradients of scores, in place; also added to `bias`.
-DIQP_FAST void to_scores(const float *weights, float *gradient, float *bias) {
+void to_scores(const float *weights, float *gradient, float *bias) {
     for (int i = 0; i < TOKENS; ++i, weights += TOKENS, gradient += TOKENS, bias += TOKENS) {
         Lane sums = {};
         for (int j = 0; j < TOKENS; j += LANES) {
@@ -121,22 +121,22 @@ DIQP_FAST void to_scores(const float *weights, float *gradient, float *bias) {
     }
 }
 
-DIQP_FAST void read(const std::uint16_t *from, int count, float scale, float *to) {
+void read(const std::uint16_t *from, int count, float scale, float *to) {
     for (int i = 0; i < count; ++i)
         to[i] = widened(from[i]) * scale;
 }
 
-DIQP_FAST void read(const float *from, int count, float scale, float *to) {
+void read(const float *from, int count, float scale, float *to) {
     for (int i = 0; i < count; ++i)
         to[i] = from[i] * scale;
 }
 
-DIQP_FAST void write(const float *from, int count, float scale, std::uint16_t *to) {
+void write(const float *from, int count, float scale, std::uint16_t *to) {
     for (int i = 0; i < count; ++i)
         to[i] = rounded(from[i] * scale);
 }
 
-DIQP_FAST void write(const float *from, int count, float scale, float *to) {
+void write(const float *from, int count, float scale, float *to) {
     for (int i = 0; i < count; ++i)
         to[i] = from[i] * scale;
 }
@@ -236,7 +236,7 @@ template <class Value> class Windows {
 
     const DiqpAttention &sizes_;
     int channels_, columns_;
-    std::vector<float> memory_;
+    Floats memory_;
     bool divided_ = false;
     float region_[TOKENS] = {};
     std::size_t rows_[TOKENS] = {};
@@ -260,7 +260,7 @@ void backward(const DiqpAttention &sizes, const Value *q, const Value *kv, const
     const int count = Windows<Value>::count(sizes), parts = std::max(1, std::min(sizes.threads, count));
     const std::size_t size = static_cast<std::size_t>(sizes.heads) * TOKENS * TOKENS;
     // Summed in a fixed order, whichever thread is first; how many there are tells in the last bits.
-    std::vector<float> sums(size * static_cast<std::size_t>(parts));
+    Floats sums(size * static_cast<std::size_t>(parts));
     in_parallel(parts, parts, [&](int from, int to) {
         Windows<Value> windows(sizes);
         for (int part = from; part < to; ++part) {

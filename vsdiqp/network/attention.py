@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vsdiqp.network.native import Compiled, eager_on_cpu, layer_dtype
+from vsdiqp.network.native import PRECISIONS, Compiled, by_processor, eager_on_cpu, layer_dtype
 
 WINDOW = 8
-_PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 class _Sizes(ctypes.Structure):
@@ -26,18 +25,14 @@ class _Sizes(ctypes.Structure):
     ]
 
 
-_compiled = Compiled("libattention.so", _Sizes, {"diqp_attention_forward": 4, "diqp_attention_backward": 7})
+_compiled = Compiled(by_processor("libattention"), _Sizes, {"diqp_attention_forward": 4, "diqp_attention_backward": 7})
 
 
 def usable(x: Tensor, window: int) -> bool:
-    """Whether what layers make of this map can go this way: on the CPU, not traced, in fp32 or bf16, windows of 8x8.
-
-    And with AVX-512: compilers for processors without keep lanes of 16 numbers in memory, and torch is faster.
-    """
+    """Whether what layers make of this map can go this way: on the CPU, not traced, in fp32 or bf16, windows of 8x8."""
     if not eager_on_cpu(x):  # first: what traces cannot see through the rest
         return False
-    fitting = layer_dtype(x) in _PRECISIONS and window == WINDOW and torch.cpu._is_avx512_supported()
-    return fitting and _compiled.there
+    return layer_dtype(x) in PRECISIONS and window == WINDOW and _compiled.there
 
 
 def window_attention(q: Tensor, kv: Tensor, bias: Tensor, shift: int, penalty: float) -> Tensor:
@@ -75,7 +70,7 @@ def _sizes(q: Tensor, kv: Tensor, bias: Tensor, shift: int, penalty: float) -> _
     batch, height, width, channels = q.shape
     heads, tokens = len(bias), WINDOW * WINDOW
     fitting = kv.shape == (batch, height, width, 2 * channels) and bias.shape == (heads, tokens, tokens)
-    fitting = fitting and q.dtype == kv.dtype and q.dtype in _PRECISIONS
+    fitting = fitting and q.dtype == kv.dtype and q.dtype in PRECISIONS
     if not fitting or channels % heads or height % WINDOW or width % WINDOW:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, kv, bias))
         raise ValueError(f"queries, keys with values, and bias are {shapes}: sizes do not fit")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsdiqp.network.config import FRAMES
-from vsdiqp.network.native import Compiled, eager_on_cpu
+from vsdiqp.network.native import PRECISIONS, Compiled, eager_on_cpu
 from vsdiqp.network.stem import (
     BETWEEN,
     CELL_INPUTS,
@@ -23,8 +23,6 @@ from vsdiqp.network.stem import (
     near_and_far,
     pattern_channels,
 )
-
-_PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 class CellSteps(Protocol):
@@ -54,7 +52,7 @@ _compiled = Compiled("libcells.so", _Sizes, {"diqp_cells_inputs": 5, "diqp_cells
 
 def usable(tile: Tensor, dtype: torch.dtype) -> bool:
     """Whether these tiles can go this way: on the CPU, no gradients wanted, nothing traced, in fp32 or bf16."""
-    return eager_on_cpu(tile) and not torch.is_grad_enabled() and dtype in _PRECISIONS and _compiled.there
+    return eager_on_cpu(tile) and not torch.is_grad_enabled() and dtype in PRECISIONS and _compiled.there
 
 
 def stem_inputs(tile: Tensor, beside: Tensor, pattern: Tensor, damage: Tensor) -> Tensor:

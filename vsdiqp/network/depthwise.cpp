@@ -2,8 +2,8 @@
 // GELU. See lewin.py, which says it in torch, and depthwise.py.
 //
 // There it is three passes over the widest maps of the network, and more to go back. Here a strip of rows stays in the
-// cache from the first GELU to the second, and only the first one's input is kept for the way back. Maps are bf16,
-// arithmetic is fp32.
+// cache from the first GELU to the second, and only the first one's input is kept for the way back. Maps are fp32 or
+// bf16, arithmetic is fp32.
 
 #include "lanes.h"
 #include "native.h"
@@ -15,7 +15,8 @@
 
 /// Sizes of a call. The Python side has the same structure.
 struct DiqpDepthwise {
-    int batch, height, width, channels; ///< Of the map; channels a multiple of 16.
+    int batch, height, width, channels; ///< Of the map; channels a multiple of LANES.
+    int bf16;                           ///< Whether maps are bf16 (else fp32).
     int threads;
 };
 
@@ -28,24 +29,23 @@ constexpr int TAPS = 9;
 constexpr int BLOCK = 64, STRIP = 16;
 
 /// A row of GELUs of `count` tokens, channels `block` of `channels` each; a column of zeros before and behind.
-DIQP_FAST void activate(const std::uint16_t *map, int count, int channels, int block, float *row) {
+template <class Value> void activate(const Value *map, int count, int channels, int block, float *row) {
     std::fill_n(row, block, 0.0f);
     std::fill_n(row + static_cast<std::ptrdiff_t>(count + 1) * block, block, 0.0f);
     for (int x = 0; x < count; ++x) {
-        const std::uint16_t *from = map + static_cast<std::ptrdiff_t>(x) * channels;
+        const Value *from = map + static_cast<std::ptrdiff_t>(x) * channels;
         float *to = row + static_cast<std::ptrdiff_t>(x + 1) * block;
         for (int c = 0; c < block; c += LANES) {
             Lane value;
             load(from + c, value);
-            gelu(value);
+            gelu_of<Value>(value);
             store(value, to + c);
         }
     }
 }
 
 /// A row of the convolution: `rows` are the three it reads, `weight` TAPS x block, by rows and columns.
-DIQP_FAST void convolve(const float *const *rows, const float *weight, const float *bias, int count, int block,
-                        float *out) {
+void convolve(const float *const *rows, const float *weight, const float *bias, int count, int block, float *out) {
     for (int c = 0; c < block; c += LANES) {
         Lane taps[TAPS], offset;
         for (int k = 0; k < TAPS; ++k)
@@ -67,20 +67,20 @@ DIQP_FAST void convolve(const float *const *rows, const float *weight, const flo
 }
 
 /// GELUs of a row, to the map.
-DIQP_FAST void finish(const float *row, int count, int channels, int block, std::uint16_t *map) {
+template <class Value> void finish(const float *row, int count, int channels, int block, Value *map) {
     for (int x = 0; x < count; ++x)
         for (int c = 0; c < block; c += LANES) {
             Lane value;
             load(row + static_cast<std::ptrdiff_t>(x) * block + c, value);
-            gelu(value);
+            gelu_of<Value>(value);
             store(value, map + static_cast<std::ptrdiff_t>(x) * channels + c);
         }
 }
 
 /// The gradient of the map through the second GELU: `row` holds what that one read. A column of zeros before and
 /// behind.
-DIQP_FAST void through_gelu(const float *row, const std::uint16_t *gradient, int count, int channels, int block,
-                            float *out) {
+template <class Value>
+void through_gelu(const float *row, const Value *gradient, int count, int channels, int block, float *out) {
     std::fill_n(out, block, 0.0f);
     std::fill_n(out + static_cast<std::ptrdiff_t>(count + 1) * block, block, 0.0f);
     for (int x = 0; x < count; ++x)
@@ -95,8 +95,7 @@ DIQP_FAST void through_gelu(const float *row, const std::uint16_t *gradient, int
 
 /// Adds a row's part to the gradients of weight and bias: `rows` as in `convolve`, `change` the gradient of its result
 /// with a column before and behind.
-DIQP_FAST void add_weights(const float *const *rows, const float *change, int count, int block, float *d_weight,
-                           float *d_bias) {
+void add_weights(const float *const *rows, const float *change, int count, int block, float *d_weight, float *d_bias) {
     for (int c = 0; c < block; c += LANES) {
         Lane taps[TAPS], offset;
         for (int k = 0; k < TAPS; ++k)
@@ -122,8 +121,8 @@ DIQP_FAST void add_weights(const float *const *rows, const float *change, int co
 }
 
 /// The gradient of a row of activations to that of the map.
-DIQP_FAST void through_first(const float *row, const std::uint16_t *map, int count, int channels, int block,
-                             std::uint16_t *out) {
+template <class Value>
+void through_first(const float *row, const Value *map, int count, int channels, int block, Value *out) {
     for (int x = 0; x < count; ++x)
         for (int c = 0; c < block; c += LANES) {
             Lane value, change;
@@ -165,7 +164,7 @@ template <class Make> class Rows {
     std::size_t size_;
     int height_;
     Make make_;
-    std::vector<float> memory_;
+    Floats memory_;
     std::vector<int> held_;
 };
 
@@ -185,25 +184,22 @@ struct Part {
     }
     std::size_t padded() const { return static_cast<std::size_t>(sizes.width + 2) * block; }
     /// (TAPS, channels) -> (TAPS, block), rows and columns turned around if the way is back.
-    std::vector<float> taps(const float *weight, bool back) const {
-        std::vector<float> own(static_cast<std::size_t>(TAPS) * block);
+    Floats taps(const float *weight, bool back) const {
+        Floats own(static_cast<std::size_t>(TAPS) * block);
         for (int k = 0; k < TAPS; ++k)
             std::copy_n(weight + (back ? TAPS - 1 - k : k) * sizes.channels + first, block, own.data() + k * block);
         return own;
     }
 };
 
-} // namespace
-
-/// map B, H, W, C bf16; weight 9, C and bias C, fp32 -> out B, H, W, C bf16.
-DIQP_EXPORT void diqp_depthwise_forward(const DiqpDepthwise *sizes, const std::uint16_t *map, const float *weight,
-                                        const float *bias, std::uint16_t *out) {
+template <class Value>
+void forward(const DiqpDepthwise *sizes, const Value *map, const float *weight, const float *bias, Value *out) {
     const int strips = (sizes->height + STRIP - 1) / STRIP;
     in_parallel(sizes->batch * Part::blocks(*sizes) * strips, sizes->threads, [&](int first, int last) {
-        std::vector<float> made(static_cast<std::size_t>(sizes->width) * BLOCK);
+        Floats made(static_cast<std::size_t>(sizes->width) * BLOCK);
         for (int at = first; at < last; ++at) {
             const Part part(*sizes, at / strips);
-            const std::vector<float> taps = part.taps(weight, false);
+            const Floats taps = part.taps(weight, false);
             Rows rows(3, part.padded(), sizes->height, [&](int y, float *row) {
                 activate(map + part.row(y), sizes->width, sizes->channels, part.block, row);
             });
@@ -218,20 +214,19 @@ DIQP_EXPORT void diqp_depthwise_forward(const DiqpDepthwise *sizes, const std::u
     });
 }
 
-/// As above, and the gradient of out -> those of map, weight and bias.
-DIQP_EXPORT void diqp_depthwise_backward(const DiqpDepthwise *sizes, const std::uint16_t *map, const float *weight,
-                                         const float *bias, const std::uint16_t *d_out, std::uint16_t *d_map,
-                                         float *d_weight, float *d_bias) {
+template <class Value>
+void backward(const DiqpDepthwise *sizes, const Value *map, const float *weight, const float *bias, const Value *d_out,
+              Value *d_map, float *d_weight, float *d_bias) {
     const int blocks = Part::blocks(*sizes), parts = sizes->batch * blocks;
     // Of every part, added up in a fixed order.
     constexpr std::size_t SUMS = static_cast<std::size_t>(TAPS + 1) * BLOCK;
-    std::vector<float> sums(SUMS * static_cast<std::size_t>(parts));
+    Floats sums(SUMS * static_cast<std::size_t>(parts));
     in_parallel(parts, sizes->threads, [&](int from, int to) {
-        std::vector<float> made(static_cast<std::size_t>(sizes->width) * BLOCK);
-        const std::vector<float> nothing(BLOCK);
+        Floats made(static_cast<std::size_t>(sizes->width) * BLOCK);
+        const Floats nothing(BLOCK);
         for (int at = from; at < to; ++at) {
             const Part part(*sizes, at);
-            const std::vector<float> taps = part.taps(weight, false), back = part.taps(weight, true);
+            const Floats taps = part.taps(weight, false), back = part.taps(weight, true);
             float *own = sums.data() + SUMS * static_cast<std::size_t>(at);
             const float *around[3];
             Rows rows(3, part.padded(), sizes->height, [&](int y, float *row) {
@@ -261,4 +256,27 @@ DIQP_EXPORT void diqp_depthwise_backward(const DiqpDepthwise *sizes, const std::
             for (int c = 0; c < part.block; ++c)
                 (k < TAPS ? d_weight + k * sizes->channels : d_bias)[part.first + c] += own[k * part.block + c];
     }
+}
+
+} // namespace
+
+/// map B, H, W, C; weight 9, C and bias C, fp32 -> out B, H, W, C.
+DIQP_EXPORT void diqp_depthwise_forward(const DiqpDepthwise *sizes, const void *map, const float *weight,
+                                        const float *bias, void *out) {
+    if (sizes->bf16)
+        forward(sizes, static_cast<const std::uint16_t *>(map), weight, bias, static_cast<std::uint16_t *>(out));
+    else
+        forward(sizes, static_cast<const float *>(map), weight, bias, static_cast<float *>(out));
+}
+
+/// As above, and the gradient of out -> those of map, weight and bias.
+DIQP_EXPORT void diqp_depthwise_backward(const DiqpDepthwise *sizes, const void *map, const float *weight,
+                                         const float *bias, const void *d_out, void *d_map, float *d_weight,
+                                         float *d_bias) {
+    if (sizes->bf16)
+        backward(sizes, static_cast<const std::uint16_t *>(map), weight, bias,
+                 static_cast<const std::uint16_t *>(d_out), static_cast<std::uint16_t *>(d_map), d_weight, d_bias);
+    else
+        backward(sizes, static_cast<const float *>(map), weight, bias, static_cast<const float *>(d_out),
+                 static_cast<float *>(d_map), d_weight, d_bias);
 }

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -43,6 +45,20 @@ template <class Work> void in_parallel(int count, int threads, const Work &work)
     for (std::thread &other : others)
         other.join();
 }
+
+/// Memory that begins with a line of the cache: lanes that straddle two take twice as long.
+template <class Value> struct Lines {
+    using value_type = Value;
+    static constexpr std::align_val_t LINE{64};
+    Lines() = default;
+    template <class Other> Lines(const Lines<Other> &) {}
+    Value *allocate(std::size_t count) { return static_cast<Value *>(::operator new(count * sizeof(Value), LINE)); }
+    void deallocate(Value *memory, std::size_t) { ::operator delete(memory, LINE); }
+    friend bool operator==(const Lines &, const Lines &) { return true; }
+    friend bool operator!=(const Lines &, const Lines &) { return false; }
+};
+
+using Floats = std::vector<float, Lines<float>>;
 
 /// To bf16, ties to even.
 inline std::uint16_t rounded(float value) {

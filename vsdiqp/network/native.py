@@ -11,6 +11,16 @@ from torch import Tensor
 
 from vsdiqp.library import find_library, open_library
 
+PRECISIONS = (torch.float32, torch.bfloat16)
+"""Of maps that the compiled parts take."""
+PROCESSORS = {"AVX512": "avx512", "AVX2": "avx2"}
+"""Kinds of processors that some parts are compiled for, each into a library of its own, by torch's name for them."""
+
+
+def by_processor(name: str) -> str:
+    """The file of the library ``name`` for this processor; one that is not there for a processor of another kind."""
+    return f"{name}-{PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), 'none')}.so"
+
 
 def eager_on_cpu(x: Tensor) -> bool:
     """Whether what is made of x is computed on the CPU here and now: nothing is traced."""
@@ -23,10 +33,14 @@ def layer_dtype(x: Tensor) -> torch.dtype:
 
 
 class Compiled:
-    """A library of this package. ``functions``: the number of tensors that each takes."""
+    """A library of this package, in the file ``name``. ``functions``: the number of tensors that each takes."""
 
     def __init__(self, name: str, sizes: type[ctypes.Structure], functions: Mapping[str, int]) -> None:
         self._name, self._sizes, self._functions = name, sizes, functions
+
+    def of(self, name: str) -> "Compiled":
+        """The same of another file."""
+        return Compiled(name, self._sizes, self._functions)
 
     @cached_property
     def there(self) -> bool:
