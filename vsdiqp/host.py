@@ -165,9 +165,9 @@ def create(arguments: Arguments, clip: Mapping[str, Any]) -> Engine:
     return Engine(parse_settings(arguments), clip_format, parse_qp(arguments, clip_format.frames))
 
 
-def read_qp(arguments: Arguments, frames: int) -> tuple[str, list[int], int]:
+def read_qp(arguments: Arguments, frames: int, width: int, height: int) -> tuple[str, list[int], int]:
     """Return the codec, the QP of each of the ``frames`` frames of the clip that ``ReadQP`` was called on, and what to
-    add to them for this encoder's way of spending bits.
+    add to them for this encoder's way of spending bits. ``width``, ``height``: the clip's, 0 where they vary.
 
     ``arguments``: ``path``, the file the clip was read from, and optionally ``offset``, the number of frames trimmed
     from its start. Raises :class:`DiqpError` when the file cannot be read or does not fit the clip.
@@ -181,7 +181,7 @@ def read_qp(arguments: Arguments, frames: int) -> tuple[str, list[int], int]:
     with stdout_to_stderr():
         from vsdiqp.codecs import frame_qps
 
-        return frame_qps(path, frames, offset)
+        return frame_qps(path, frames, offset, (width, height))
 
 
 def version() -> dict[str, str | list[str]]:

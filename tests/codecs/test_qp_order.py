@@ -142,6 +142,17 @@ def test_a_trimmed_clip_takes_its_part(streams: Streams) -> None:
     assert frame_qps(path, FRAMES - 5, offset=5) == (codec, qps[5:], more)
 
 
+def test_a_clip_of_another_size_is_remarked_on(streams: Streams, caplog: pytest.LogCaptureFixture) -> None:
+    path = str(streams("closed.mkv"))
+    found = probe(path)
+    own = (found.width, found.height)
+    for size in (own, own[::-1], (0, 0)):
+        frame_qps(path, FRAMES, 0, size)
+    assert not caplog.records
+    assert frame_qps(path, FRAMES, 0, (own[0] // 2, own[1])) == frame_qps(path, FRAMES)
+    assert f"the clip is {own[0] // 2}x{own[1]}" in caplog.text and f"is {own[0]}x{own[1]}: " in caplog.text
+
+
 @pytest.mark.parametrize(("frames", "offset"), [(FRAMES - 1, 0), (FRAMES + 1, 0), (FRAMES, 1), (3, -1)])
 def test_a_count_that_does_not_fit_names_both_numbers_and_the_way_out(
     streams: Streams, frames: int, offset: int

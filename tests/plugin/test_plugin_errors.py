@@ -171,7 +171,7 @@ def test_what_read_qp_refuses(arguments, text):
 
 
 def test_a_file_that_does_not_fit_the_clip(monkeypatch):
-    monkeypatch.setattr("vsdiqp.codecs.frame_qps", lambda path, frames, offset: ("hevc", [30] * 5, 0), raising=False)
+    monkeypatch.setattr("vsdiqp.codecs.frame_qps", lambda *_: ("hevc", [30] * 5, 0), raising=False)
     with pytest.raises(vs.Error, match=r"^diqp.ReadQP: the file has 5 QPs, the clip 3 frames"):
         numbered(3).diqp.ReadQP("a.mkv")
 

@@ -229,13 +229,14 @@ def test_settings_reach_the_engine(engine):
 def test_read_qp_puts_qp_and_codec_on_every_frame(engine, monkeypatch):
     asked = []
 
-    def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int], int]:
-        asked.append((path, frames, offset))
+    def frame_qps(path: str, frames: int, offset: int, size: tuple[int, int]) -> tuple[str, list[int], int]:
+        asked.append((path, frames, offset, size))
         return "av1", [offset + 10 * n for n in range(frames)], 0
 
     monkeypatch.setattr("vsdiqp.codecs.frame_qps", frame_qps, raising=False)
-    clip = numbered(4).diqp.ReadQP("a file.mkv", offset=2)
-    assert asked == [("a file.mkv", 4, 2)]
+    source = numbered(4)
+    clip = source.diqp.ReadQP("a file.mkv", offset=2)
+    assert asked == [("a file.mkv", 4, 2, (source.width, source.height))]
     assert [(f.props["_QP"], f.props["_Codec"]) for f in clip.frames()] == [(2 + 10 * n, "av1") for n in range(4)]
     assert [int(f[0][0, 0]) for f in clip.frames()] == [0, 1, 2, 3]
     assert not any("_QPOffset" in f.props for f in clip.frames())
@@ -245,7 +246,7 @@ def test_read_qp_puts_qp_and_codec_on_every_frame(engine, monkeypatch):
 
 def test_what_the_encoder_is_known_for_is_added_to_qps_of_properties_alone(engine, monkeypatch):
     found = ("hevc", [20, 30, 1], -3)
-    monkeypatch.setattr("vsdiqp.codecs.frame_qps", lambda path, frames, offset: found, raising=False)
+    monkeypatch.setattr("vsdiqp.codecs.frame_qps", lambda *_: found, raising=False)
     clip = numbered(3).diqp.ReadQP("a file.mkv")
     assert [(f.props["_QP"], f.props["_QPOffset"]) for f in clip.frames()] == [(20, -3), (30, -3), (1, -3)]
     double = engine("Recorder")

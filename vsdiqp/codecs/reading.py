@@ -64,15 +64,23 @@ def read_qps(path: str | os.PathLike[str], *, use_cache: bool = True) -> list[in
     return probe(path, use_cache=use_cache).qps
 
 
-def frame_qps(path: str, frames: int, offset: int = 0) -> tuple[str, list[int], int]:
+def frame_qps(path: str, frames: int, offset: int = 0, size: tuple[int, int] = (0, 0)) -> tuple[str, list[int], int]:
     """Return the scale ("hevc" or "av1"), the QPs of a clip of ``frames`` frames loaded from ``path``, and
     `Scan.qp_offset`.
 
     ``offset`` is the number of frames that were trimmed from the start. With the default 0 the file must hold exactly
     ``frames`` frames, so that a clip whose length was changed in another way is noticed; with a larger one the clip may
-    also end early. Raises :class:`DiqpError` naming both numbers when they do not fit.
+    also end early. Raises :class:`DiqpError` naming both numbers when they do not fit. A warning is logged where the
+    clip's ``size``, width and height, is not the file's: it was scaled or cropped, or is of another file.
     """
     result = probe(path)
+    # Turned by a quarter, as telephones ask for, is as good; sizes that vary come as zeros.
+    if all(size) and sorted(size) != sorted((result.width, result.height)):
+        _log.warning(
+            "the clip is %dx%d and %s is %dx%d: if that is the right file, call ReadQP and Restore before what scales "
+            "or crops, since the damage lies on the codec's grid",
+            *size, path, result.width, result.height,
+        )  # fmt: skip
     missing = len(result.qps) - frames
     if offset == 0 and 0 < missing <= max(_FEW_FRAMES, len(result.qps) * _FEW_PERCENT // 100):
         # A decoder passes over what it cannot make sense of in a damaged file, and source filters count what is left.

@@ -22,10 +22,11 @@ struct ReadQp {
 };
 
 /// What vsdiqp.host.read_qp answers; it checks the arguments.
-void read_qps(const VSMap *in, int frames, ReadQp &result, const VSAPI *api) {
+void read_qps(const VSMap *in, const VSVideoInfo &clip, ReadQp &result, const VSAPI *api) {
     const py::Gil gil;
-    const py::Object answer =
-        py::host_function("read_qp").call(py::tuple(arguments_dict(in, api), py::integer(frames)));
+    const int frames = clip.numFrames;
+    const py::Object answer = py::host_function("read_qp").call(
+        py::tuple(arguments_dict(in, api), py::integer(frames), py::integer(clip.width), py::integer(clip.height)));
     result.codec = answer.item(0).as_text();
     const py::Object qps = answer.item(1);
     if (qps.size() != frames)
@@ -66,7 +67,7 @@ void VS_CC create_read_qp(const VSMap *in, VSMap *out, void *, VSCore *core, con
     try {
         auto data = std::make_unique<ReadQp>(ReadQp{NodeRef(api->mapGetNode(in, "clip", 0, nullptr), api), {}, {}, 0});
         const VSVideoInfo *clip = api->getVideoInfo(data->input.get());
-        read_qps(in, clip->numFrames, *data, api);
+        read_qps(in, *clip, *data, api);
         const VSFilterDependency dependency{data->input.get(), rpStrictSpatial};
         api->createVideoFilter(out, "ReadQP", clip, get_frame, free_read_qp, fmParallel, &dependency, 1, data.release(),
                                core);
