@@ -393,7 +393,7 @@ def test_several_makers_draw_samples_of_their_own_and_end_with_the_run(small_poo
     # Some may be drawn twice from so small a pool, not every maker's the same.
     assert len({batch.luma.numpy().tobytes() for batch in drawn}) > 6
     items = [dataset.load_item(index) for index in range(len(dataset))]
-    assert dataset.cached == (len(items), sum(item.nbytes for item in items)), "decoded twice at once, kept once"
+    assert dataset.cached == (len(items), sum(map(dataset.footprint, items))), "decoded twice at once, kept once"
 
 
 def test_makers_may_be_processes_which_end_with_the_run(small_pool: Path) -> None:

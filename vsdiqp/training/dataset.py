@@ -188,16 +188,17 @@ class PoolDataset:
         item = self._kept.get(index)
         if item is None:
             item = self._decode(self._entries[index])
-            size = item.nbytes
-            if self.neighbours:
-                frames, height, width = item.source.y.shape
-                # It comes later, when a stream is asked for often.
-                size += len(item.degraded) * motion_bytes(frames, height, width, self.neighbours)
+            size = self.footprint(item)
             with self._lock:
                 if index not in self._kept and self._bytes + size <= self.cache_bytes:
                     self._kept[index] = item
                     self._bytes += size
         return item
+
+    def footprint(self, item: DecodedItem) -> int:
+        """Bytes of an item that is kept, its motion included: that comes when a stream has been asked for often."""
+        frames, height, width = item.source.y.shape
+        return item.nbytes + len(item.degraded) * motion_bytes(frames, height, width, self.neighbours)
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: everything but what this one has decoded."""
