@@ -112,7 +112,7 @@ def test_the_whole_network_fused_equals_the_plain_one(config: DiQPConfig):
 def test_blocks_of_outputs_waste_little(outputs: int) -> None:
     block = fused.block_outputs(outputs)
     assert block in (fused.TUNING.outputs, fused.TUNING.outputs // 2)
-    # A quarter at most, but where even the small block is larger than all there is.
+    # A third at most, but where even the small block is larger than all there is.
     assert fused.pad(outputs, block) <= max(1.34 * outputs, fused.TUNING.outputs // 2)
 
 

@@ -11,6 +11,13 @@ from vsdiqp.network.lewin import SHIFT_PENALTY, FeedForward, LeWinBlock
 from vsdiqp.network.native import PROCESSORS, by_processor
 
 
+def pretend(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch had found a processor of this kind."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    for module, name in ((attention, "libattention"), (depthwise, "libdepthwise")):
+        monkeypatch.setattr(module, "_compiled", module._compiled.of(by_processor(name)))
+
+
 @pytest.fixture(params=PROCESSORS, autouse=True)
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every kind of processor that this one is, too: newer ones run what older ones would."""
@@ -18,9 +25,7 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     here = torch.backends.cpu.get_cpu_capability()
     if here not in kinds or kinds.index(request.param) < kinds.index(here):
         pytest.skip(f"needs a processor with {request.param}, and this one is {here}")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
-    for module, name in ((attention, "libattention"), (depthwise, "libdepthwise")):
-        monkeypatch.setattr(module, "_compiled", module._compiled.of(by_processor(name)))
+    pretend(request.param, monkeypatch)
     return str(request.param)
 
 
@@ -143,9 +148,7 @@ def test_precisions_that_have_no_compiled_way_take_the_plain_one() -> None:
 
 
 def test_other_processors_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    for module, name in ((attention, "libattention"), (depthwise, "libdepthwise")):
-        monkeypatch.setattr(module, "_compiled", module._compiled.of(by_processor(name)))
+    pretend("DEFAULT", monkeypatch)
     x = torch.randn(1, 16, 16, 32)
     assert not attention.usable(x, 8) and not depthwise.usable(x, 32)
 

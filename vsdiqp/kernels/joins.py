@@ -24,6 +24,13 @@ def _place(row, height, width):
 
 
 @triton.jit
+def _child(image, y, x, height, width):
+    """Where a place of a map stands among the four of its patch of 2x2, patch after patch: int64."""
+    patch = (image * (height // 2) + y // 2) * (width // 2) + x // 2
+    return patch.to(tl.int64) * 4 + (y % 2 * 2 + x % 2)
+
+
+@triton.jit
 def join(
     x,
     first,
@@ -77,8 +84,7 @@ def join(
     value += tl.load(pattern + cell[:, None] * PATTERN_STRIDE + column * 0, mask=inside & last, other=0.0)
     to = own * OUT
     if SIDE == 2:
-        patch = (image * (height // 2) + y // 2) * (width // 2) + x_at // 2
-        to = (patch.to(tl.int64) * 4 + (y % 2 * 2 + x_at % 2))[:, None] * OUT
+        to = _child(image, y, x_at, height, width)[:, None] * OUT
     tl.store(out + to + column, value, mask=inside & (column < OUT))
 
 
@@ -110,13 +116,12 @@ def enter(
     column = tl.arange(0, BLOCK)[None, :]
     inside = (row < rows)[:, None]
     image, y, x_at = _place(row, height, width)
-    parent = (image * (height // 2) + y // 2) * (width // 2) + x_at // 2
-    child = (parent.to(tl.int64) * 4 + (y % 2 * 2 + x_at % 2))[:, None]
+    own = row.to(tl.int64)[:, None]
+    child = _child(image, y, x_at, height, width)[:, None]
     value = tl.load(children + child * UP_STRIDE + column, mask=inside & (column < UP), other=0.0)
     behind = column if ADD else column - UP
-    from_skip = skip + row.to(tl.int64)[:, None] * STRIDE + behind
-    value += tl.load(from_skip, mask=inside & (behind >= 0) & (behind < SKIP), other=0.0)
-    tl.store(out + row.to(tl.int64)[:, None] * OUT + column, value, mask=inside & (column < OUT))
+    value += tl.load(skip + own * STRIDE + behind, mask=inside & (behind >= 0) & (behind < SKIP), other=0.0)
+    tl.store(out + own * OUT + column, value, mask=inside & (column < OUT))
     if SUMS:
         stored = value.to(tl.float32)
         at = sums + row.to(tl.int64) * 2

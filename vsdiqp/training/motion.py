@@ -47,16 +47,17 @@ class Motion:
         with self._lock:
             if self.known is not None:
                 return
-            frames = range(len(luma))
-            steps = [step for step in range(-reach, reach + 1) if step]
-            pairs = [(n, n + step) for n in frames for step in steps if n + step in frames]
-            self.known = _search(luma, bits, pairs, None)
+            self.known = _search(luma, bits, _pairs(len(luma), reach), None)
 
 
 def motion_bytes(frames: int, height: int, width: int, reach: int) -> int:
     """Memory of all vectors of a stream, once they are known."""
-    pairs = sum(2 * max(frames - step, 0) for step in range(1, reach + 1))
-    return pairs * -(-height // BLOCK) * -(-width // BLOCK) * 2 * np.dtype(np.int16).itemsize
+    return len(_pairs(frames, reach)) * -(-height // BLOCK) * -(-width // BLOCK) * 2 * np.dtype(np.int16).itemsize
+
+
+def _pairs(frames: int, reach: int) -> list[Pair]:
+    steps = [step for step in range(-reach, reach + 1) if step]
+    return [(n, n + step) for n in range(frames) for step in steps if 0 <= n + step < frames]
 
 
 def _search(
