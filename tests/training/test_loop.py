@@ -19,7 +19,7 @@ import torch
 from vsdiqp.cli import main
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_config, save_checkpoint
-from vsdiqp.training.batches import Batch, Batches, predict, typical_error
+from vsdiqp.training.batches import MIRRORINGS, Batch, Batches, predict, typical_error
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.loop import LOG, STATE, Average, Gains, Trainer, learning_rate
 from vsdiqp.training.loss import luma_gain, training_loss
@@ -274,6 +274,28 @@ def test_a_network_can_be_the_teacher(small_pool: Path, tmp_path: Path, capsys: 
         Trainer(tiny(small_pool, tmp_path / "b", network=other, **changes)).run()
 
 
+def test_consistency_draws_to_the_mean_of_the_starts_answers(small_pool: Path, tmp_path: Path) -> None:
+    """Those are what it makes of the same samples, mirrored along either axis or both, or as they are."""
+    torch.manual_seed(5)
+    start = DiQP(TINY)
+    with torch.no_grad():
+        start.head.project.weight.mul_(5)
+    save_checkpoint(start, tmp_path / "start.safetensors")
+    batch = one_batch(small_pool, start)
+
+    def answer(network: DiQP, axes: tuple[int, ...] = ()) -> torch.Tensor:
+        with torch.no_grad():
+            return predict(network.eval(), TINY, batch, axes)[1][:, 0]
+
+    mean = torch.stack([answer(start, axes) for axes in MIRRORINGS]).mean(0)
+    distances = [(answer(start) - mean).square().mean().item()]
+    for weight in (100.0, 0.0):
+        changes = {"initial": str(tmp_path / "start.safetensors"), "steps": 100, "learning_rate": 2e-3}
+        settings = tiny(small_pool, tmp_path / f"{weight}", consistency=weight, upside_down=0.5, **changes)
+        distances.append((answer(load_checkpoint(Trainer(settings).run())) - mean).square().mean().item())
+    assert distances[1] < 0.8 * distances[0] and distances[1] < 0.8 * distances[2]
+
+
 @pytest.mark.parametrize("content", [None, b"no tensors"], ids=["missing", "damaged"])
 def test_what_is_no_teacher_is_refused(content: bytes | None, small_pool: Path, tmp_path: Path) -> None:
     if content is not None:
@@ -338,6 +360,28 @@ def test_one_batch_can_be_learnt_by_heart(small_pool: Path) -> None:
     with torch.no_grad():
         tile, restored = predict(network, TINY, batch)
         assert luma_gain(tile, restored, batch, TINY).mean() > 0.3
+
+
+@pytest.mark.parametrize("axes", MIRRORINGS)
+def test_answers_to_mirrored_batches_lie_as_the_batch_does(axes: tuple[int, ...], small_pool: Path) -> None:
+    """All that the network is shown is mirrored, and so is what it answers."""
+    network = DiQP(TINY)
+    batch = one_batch(small_pool, network)
+    assert batch.beside is not None
+
+    class Watching(torch.nn.Module):
+        def forward(self, tile: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            self.tile, self.location, self.beside = tile, rest[-3], rest[-1]
+            return tile + torch.linspace(0, 1, tile.shape[-1]) + 2 * torch.linspace(0, 1, tile.shape[-2])[:, None]
+
+    watching = Watching()
+    tile, restored = predict(watching, TINY, batch, axes)
+    torch.testing.assert_close(watching.tile, tile.flip(axes), rtol=0, atol=0)
+    torch.testing.assert_close(watching.beside, batch.beside.flip(axes), rtol=0, atol=0)
+    torch.testing.assert_close(watching.location, batch.location, rtol=0, atol=0)
+    across, down = torch.linspace(0, 1, 64), torch.linspace(0, 1, 64)[:, None]
+    expected = (across.flip(0) if -1 in axes else across) + 2 * (down.flip(0) if -2 in axes else down)
+    torch.testing.assert_close(restored, tile + expected, rtol=0, atol=1e-6)
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -475,6 +519,9 @@ def write(folder: Path, text: str) -> Path:
         ("pool = 'p'\noptimiser = 'sgd'\ncrop = 128\n[network]", "'sgd'; give adamw or muon"),
         ("pool = 'p'\nloss = 'l2'\ncrop = 128\n[network]", "'l2'; give charbonnier or relative"),
         ("pool = 'p'\nprecision = 'half'\ncrop = 128\n[network]", "'half'; give fp32, bf16 or fp16"),
+        ("pool = 'p'\nupside_down = 2\ncrop = 128\n[network]", "upside_down is 2; it is a share"),
+        ("pool = 'p'\nconsistency = 1\ncrop = 128\n[network]", "consistency is 1, colour 'rgb'"),
+        ("pool = 'p'\nconsistency = -1\ncrop = 128\n[network]", "consistency is -1.*0 or more"),
         ("pool = ", "TOML"),
     ],
 )

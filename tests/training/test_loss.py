@@ -12,7 +12,14 @@ from vsdiqp.clip import ClipFormat, FrameColour
 from vsdiqp.network import DiQPConfig
 from vsdiqp.planes import FrameMap
 from vsdiqp.training.batches import Batch, full_size, normalised, sited, to_colour, unsited
-from vsdiqp.training.loss import charbonnier, imitation_loss, luma_gain, planes_error, training_loss
+from vsdiqp.training.loss import (
+    charbonnier,
+    consistency_loss,
+    imitation_loss,
+    luma_gain,
+    planes_error,
+    training_loss,
+)
 from vsdiqp.training.settings import load_settings
 
 LITE = load_settings("lite", {"pool": "none"}).network
@@ -198,3 +205,18 @@ def test_imitation() -> None:
     restored[1, 0, 2] += batch.taught[1]
     assert imitation_loss(tile, restored, batch).item() == pytest.approx(0, abs=1e-9)
     assert nothing == pytest.approx(10 * (batch.taught.square().mean() / 0.012**2).item(), rel=1e-3)
+
+
+def test_consistency_is_measured_as_the_relative_loss_is() -> None:
+    """Nothing from itself; from another answer as much as the relative loss would be, were that the truth."""
+    batch = make_batch()
+    tile = to_colour(batch.luma, batch.chroma, LITE, batch.matrix)
+    restored = tile + 0.01 * random(*tile.shape)
+    truth = to_colour(batch.luma_true, batch.chroma_true, LITE, batch.matrix)
+    assert consistency_loss(restored, restored, batch, 0.2).item() == 0
+    expected = training_loss(tile, restored, batch, LITE, "relative", 0.0).item()
+    assert consistency_loss(restored, truth, batch, 0.0).item() == pytest.approx(expected, rel=1e-4)
+    coloured = restored.clone()
+    coloured[:, 1] += 0.01
+    expected = 0.2 * (0.01**2 / (batch.error + 0.1 * batch.typical[:, None])).mean().item()
+    assert consistency_loss(coloured, restored, batch, 0.2).item() == pytest.approx(expected, rel=1e-3)

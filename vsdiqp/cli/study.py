@@ -1,8 +1,15 @@
-"""``vsdiqp study``: measurements that shape a network: how far ahead to look, its sizes, how far to trust it."""
+"""``vsdiqp study``: measurements that shape a network: look-ahead, sizes, trust, mirrored views, mixtures."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from vsdiqp.network import DiQP
+    from vsdiqp.training.dataset import PoolDataset
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -53,6 +60,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     trust.add_argument("--threads", type=int, help="CPU threads")
 
+    views = studies.add_parser(
+        "mirrored",
+        help="how much of a prediction depends on which way round the picture lies",
+        description="Write mirrored.md: on a validation pool, what a network gains, what means of its answers to the "
+        "same pictures mirrored would gain, and how far those answers are apart.",
+    )
+    views.add_argument("checkpoint", metavar="CHECKPOINT", help="what 'vsdiqp train' wrote, or a shipped name")
+    views.add_argument("--validation", required=True, help="validation pool")
+    views.add_argument("--items", type=int, default=0, metavar="N", help="validation items used (all)")
+    views.add_argument("--threads", type=int, help="CPU threads")
+    views.add_argument("--out", type=Path, default=Path("out/study"), metavar="FOLDER", help="where to write")
+
     mixing = studies.add_parser(
         "mix",
         help="a network between two that were trained from the same weights",
@@ -67,7 +86,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Run one study; progress on stderr, the written files' paths on stdout."""
-    for path in {"look-ahead": _look_ahead, "shapes": _shapes, "trust": _trust, "mix": _mix}[args.study](args):
+    known = {"look-ahead": _look_ahead, "shapes": _shapes, "trust": _trust, "mirrored": _mirrored, "mix": _mix}
+    for path in known[args.study](args):
         print(path)
     return 0
 
@@ -118,24 +138,46 @@ def _check_name(out: Path) -> None:
         raise DiqpError(f"OUT is {out}; give a name that ends in .safetensors")
 
 
+def _validation(args: argparse.Namespace) -> "tuple[DiQP, PoolDataset, torch.device]":
+    """The checkpoint to study, the validation pool as it sees it, and what to run on."""
+    import torch
+
+    from vsdiqp.network import load_checkpoint
+    from vsdiqp.training.first_pass import open_pool
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    network = load_checkpoint(args.checkpoint)
+    dataset = open_pool(args.validation, network.config, "nominal", cache_bytes=0)
+    return network, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _mirrored(args: argparse.Namespace) -> list[Path]:
+    from functools import partial
+
+    from vsdiqp.progress import ProgressLine
+    from vsdiqp.training.mirrored import compare_views, table
+
+    network, dataset, device = _validation(args)
+    with ProgressLine() as line:
+        found = compare_views(network, dataset, device, "bf16", args.items, partial(line, text="items"))
+    args.out.mkdir(parents=True, exist_ok=True)
+    path: Path = args.out / "mirrored.md"
+    path.write_text(table(found) + "\n", encoding="utf-8")
+    return [path]
+
+
 def _trust(args: argparse.Namespace) -> list[Path]:
     from functools import partial
 
-    import torch
-
-    from vsdiqp.network import load_checkpoint, read_metadata, save_checkpoint
+    from vsdiqp.network import read_metadata, save_checkpoint
     from vsdiqp.progress import ProgressLine
-    from vsdiqp.training.first_pass import open_pool
     from vsdiqp.training.trust import measure, table, trusted
     from vsdiqp.training.validation import restored_streams
 
     _check_name(args.out)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    network = load_checkpoint(args.checkpoint)
+    network, dataset, device = _validation(args)
     config = network.config
-    dataset = open_pool(args.validation, config, "nominal", cache_bytes=0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with ProgressLine() as line:
         progress = partial(line, text="items")
         found = measure(restored_streams(network, dataset, device, "bf16", args.items, progress), config)

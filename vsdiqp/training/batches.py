@@ -378,7 +378,28 @@ def network_inputs(config: DiQPConfig, batch: Batch) -> tuple[Tensor, ...]:
     return inputs if batch.beside is None else (*inputs, batch.beside)
 
 
-def predict(network: torch.nn.Module, config: DiQPConfig, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Run the network: (tile in its colours B, 3, 3, h, w; restored, the same shape)."""
+ACROSS, DOWN = -1, -2
+"""Axes of pictures."""
+UPSIDE_DOWN = (DOWN,)
+MIRRORINGS: tuple[tuple[int, ...], ...] = ((), UPSIDE_DOWN, (ACROSS,), (DOWN, ACROSS))
+"""Axes to mirror pictures along: the coding grid, whose steps tiles are a multiple of, stays where it is."""
+
+
+def predict(
+    network: torch.nn.Module, config: DiQPConfig, batch: Batch, mirrored: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Run the network: (tile in its colours B, 3, 3, h, w; restored, the same shape).
+
+    ``mirrored``: the network is shown everything mirrored along these axes; what is returned lies as the batch does.
+    It is the network's input that is mirrored, whose chroma lies where luma does, not planes that are sited left.
+    """
     inputs = network_inputs(config, batch)
-    return inputs[0], network(*inputs)
+    if not mirrored:
+        return inputs[0], network(*inputs)
+    turned = [_mirror(x, mirrored) if x.dim() == 5 else x for x in inputs]
+    return inputs[0], network(*turned).flip(mirrored)
+
+
+def _mirror(pictures: Tensor, axes: tuple[int, ...]) -> Tensor:
+    # A copy of its own: recorded graphs and compiled kernels read rows.
+    return pictures.flip(axes).contiguous()

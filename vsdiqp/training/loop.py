@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from vsdiqp.allocation import keep_freed_memory
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, load_checkpoint, save_checkpoint
-from vsdiqp.training.batches import Batch, Batches, predict
+from vsdiqp.training.batches import ACROSS, MIRRORINGS, UPSIDE_DOWN, Batch, Batches, predict
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.first_pass import open_pool
 from vsdiqp.training.forms import in_form
 from vsdiqp.training.growth import grow
-from vsdiqp.training.loss import distillation_loss, imitation_loss, luma_gain, training_loss
+from vsdiqp.training.loss import consistency_loss, distillation_loss, imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.reservoir import Reservoir
 from vsdiqp.training.settings import TrainSettings
@@ -117,9 +117,11 @@ class Trainer:
         if settings.initial:
             self._start_from(settings.initial)
         self.average = Average(self.network, settings.ema)
+        self._start = deepcopy(self.network).eval().requires_grad_(False) if settings.consistency else None
         self.model: nn.Module = self.network
         self._model_ready = False
         self._kept: Reservoir | None = None
+        self._mirroring = np.random.default_rng(settings.seed)
         if self.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.network, find_unused_parameters=True)
         matrices, rest = split(self.network) if settings.optimiser == "muon" else ([], list(self.network.parameters()))
@@ -223,9 +225,10 @@ class Trainer:
         source = Batches(dataset, self.network, made, seed, s.refresh_every, teach, makers, pin, processes)
         batches = iter(source)
         drawn = (batch.to(self.device) for batch in batches) if s.reuse == 1 else self._drawn(source, batches, seed)
+        self._mirroring = np.random.default_rng([seed, 1])
         started, before = time.monotonic(), self.seconds
         gains, since, warned = Gains(), 0, False
-        loss_sum, imitated = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        loss_sum, imitated, apart = (torch.zeros((), device=self.device) for _ in range(3))
         self.network.train()
         with contextlib.closing(batches):
             while self.step < s.steps:
@@ -237,9 +240,13 @@ class Trainer:
                     for group in optimiser.param_groups:
                         group["lr"] = rate * group.get("scale", 1.0)
                     optimiser.zero_grad(set_to_none=True)
+                shown, other = self._mirrorings()
                 with autocast(self.device, s.precision):
-                    tile, restored = predict(self.model, s.network, batch)
+                    tile, restored = predict(self.model, s.network, batch, shown)
                 loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
+                if self._start is not None:
+                    inconsistency = self._inconsistency(self._start, restored.float(), batch, shown, other)
+                    apart, loss = apart + inconsistency.detach(), loss + s.consistency * inconsistency
                 imitation = self._imitation(teaching, tile, restored.float(), batch)
                 if imitation is not None:
                     share = self._share()
@@ -263,9 +270,12 @@ class Trainer:
                 if self.step % 50 == 0:
                     if imitated:
                         self.say(f"distance to the teacher {imitated.item() / since:.4f}")
+                    if s.consistency:
+                        self.say(f"distance to where the run started, mirrored, {apart.item() / since:.4f}")
                     self._report(loss_sum.item() / since, rate, gains, len(dataset), time.monotonic() - started)
                     warned = warned or self._warn_of_few(len(dataset))
-                    loss_sum, imitated, since = torch.zeros_like(loss_sum), torch.zeros_like(imitated), 0
+                    loss_sum, imitated, apart = (torch.zeros_like(x) for x in (loss_sum, imitated, apart))
+                    since = 0
                 if validation is not None and self.step % s.validate_every == 0 and self.rank == 0:
                     self._validate(validation)
                 if processes and self.step % s.refresh_every == 0:
@@ -309,6 +319,22 @@ class Trainer:
             return distillation_loss(tile, restored, taught.float(), batch, self.settings.chroma_weight)
         return None if batch.taught is None else imitation_loss(tile, restored, batch)
 
+    def _mirrorings(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How the network is shown this step's batch, and how the one that the run started from is."""
+        shown = UPSIDE_DOWN if self._mirroring.random() < self.settings.upside_down else ()
+        others = [axes for axes in MIRRORINGS if axes != shown]
+        return shown, others[int(self._mirroring.integers(len(others)))]
+
+    def _inconsistency(
+        self, start: DiQP, restored: Tensor, batch: Batch, shown: tuple[int, ...], other: tuple[int, ...]
+    ) -> Tensor:
+        """Distance of what the network made of the batch to what ``start`` makes of it, shown another way."""
+        with torch.no_grad(), autocast(self.device, self.settings.precision):
+            _, taught = predict(start, self.settings.network, batch, other)
+        # Chroma lies left of where the network works, and its residual goes back there: left and right differ.
+        chroma = self.settings.chroma_weight if (ACROSS in shown) == (ACROSS in other) else 0.0
+        return consistency_loss(restored, taught.float(), batch, chroma)
+
     def _share(self) -> float:
         """The teacher's share of this step's loss: 1 at first, then falling to 0."""
         alone, end = self.settings.teacher_steps
@@ -331,7 +357,7 @@ class Trainer:
         per_step = (self.seconds / self.step) if self.step else 0.0
         left = per_step * (self.settings.steps - self.step)
         if self.settings.minutes:
-            left = min(left, self.settings.minutes * 60 - elapsed)
+            left = min(left, self.settings.minutes * 60 - (self.seconds if self.settings.by_time else elapsed))
         means = gains.take()
         line = " ".join(f"{k} {v:+.3f}" for k, v in means.items())
         uses = f", samples used {self._kept.drawn / self._kept.made:.1f} times" if self._kept is not None else ""

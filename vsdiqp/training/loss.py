@@ -63,6 +63,13 @@ def distillation_loss(tile: Tensor, restored: Tensor, taught: Tensor, batch: Bat
     return 10 * (distance[:, 0] + chroma * distance[:, 1:].sum(1)).mean()
 
 
+def consistency_loss(restored: Tensor, taught: Tensor, batch: Batch, chroma: float) -> Tensor:
+    """Squared distance of a YCbCr network's result to another answer for the same samples, in the units of the
+    "relative" `training_loss`. ``chroma``: weight of each plane beside luma."""
+    distance = (restored - taught).square().mean((3, 4)) / (batch.error + ERROR_FLOOR * batch.typical[:, None])[:, None]
+    return distance[:, 0].mean() + chroma * distance[:, 1:].sum(1).mean()
+
+
 def luma_gain(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig, codes: int = 0) -> Tensor:
     """Y-PSNR gain in dB of every sample and frame: B, 3. ``codes``: code values in 0..1 to round to, if any."""
     if config.colour == "ycbcr":

@@ -50,6 +50,11 @@ class TrainSettings:
     network with the same inputs; empty starts with the truth."""
     teacher_steps: tuple[int, int] = (1000, 2000)
     """Imitate alone up to the first step, then fade to the truth until the second."""
+    upside_down: float = 0.0
+    """Share of batches that the network is shown upside down. (Not mirrored: chroma is sited left.)"""
+    consistency: float = 0.0
+    """Weight of the distance to what the network that the run starts from makes of the same samples, mirrored. What two
+    answers differ in is error, told of without the noise that the truth carries; for colour "ycbcr" only."""
     precision: str = "bf16"
     """"fp32", "bf16" or "fp16" (GPU only, with a gradient scaler)."""
     seed: int = 1
@@ -114,6 +119,14 @@ def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -
         raise DiqpError(f"optimiser is {settings.optimiser!r}; give adamw or muon")
     if settings.form not in ("auto", "eager", "graph", "compile"):
         raise DiqpError(f"form is {settings.form!r}; give auto, eager, graph or compile")
+    if not 0 <= settings.upside_down <= 1:
+        raise DiqpError(f"upside_down is {settings.upside_down}; it is a share of the batches, 0 to 1")
+    learnt = bool(settings.initial) and settings.network.colour == "ycbcr"
+    if settings.consistency < 0 or (settings.consistency and not learnt):
+        raise DiqpError(
+            f"consistency is {settings.consistency}, colour {settings.network.colour!r} and initial "
+            f"{settings.initial!r}; it is a weight, 0 or more, and 0 but with colour 'ycbcr' and an initial network"
+        )
     if settings.reuse < 1 or settings.reservoir < settings.batch:
         raise DiqpError(
             f"reuse is {settings.reuse} and reservoir {settings.reservoir}; reuse is at least 1, and the reservoir "

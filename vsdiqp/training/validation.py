@@ -63,7 +63,7 @@ def restored_streams(
         frames, height, width = item.source.y.shape
         side = network.config.multiple
         size = (height - height % side, width - width % side)
-        codes = _codes(item.source.bits)
+        codes = luma_codes(item.source.bits)
         for stream in item.degraded:
             # Groups as the filter forms them: 3k, 3k+1, 3k+2, here frames 3 to 5 where there are so many.
             sample = dataset.sample_at(item, stream, min(4, frames - 2), (0, 0), size, nominal=True)
@@ -88,7 +88,7 @@ def validate(
     """
     sums: dict[str, list[float]] = defaultdict(list)
     for seen in restored_streams(network, dataset, device, precision, items):
-        gain = luma_gain(seen.tile, seen.restored, seen.batch, network.config, _codes(seen.bits))
+        gain = luma_gain(seen.tile, seen.restored, seen.batch, network.config, luma_codes(seen.bits))
         sums[f"{seen.codec}{seen.qp:.0f}"].append(gain.mean().item())
     result = {name: sum(v) / len(v) for name, v in sorted(sums.items())}
     everything = [g for v in sums.values() for g in v]
@@ -99,6 +99,6 @@ def validate(
     return result
 
 
-def _codes(bits: int) -> int:
+def luma_codes(bits: int) -> int:
     """Code values of limited-range luma."""
     return 219 * (1 << (bits - 8))

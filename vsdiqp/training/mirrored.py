@@ -1,0 +1,74 @@
+"""How much of what a network predicts depends on which way round it sees a picture.
+
+Codecs damage a picture much alike whichever way round it lies (mirrored, it keeps their grid). What a network makes of
+it mirrored differs by chance alone, then, and a mean of several such answers has less of that.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+
+from vsdiqp.errors import DiqpError
+from vsdiqp.network import DiQP
+from vsdiqp.training.batches import MIRRORINGS, predict
+from vsdiqp.training.dataset import PoolDataset
+from vsdiqp.training.loss import luma_gain
+from vsdiqp.training.validation import NOTHING, autocast, luma_codes, restored_streams
+
+
+@dataclass(slots=True)
+class Views:
+    """Of single streams: Y-PSNR gains in dB, rounded to the clip's bits, and how far answers are apart."""
+
+    one: list[float] = field(default_factory=list)
+    """Of the network's answer."""
+    two: list[float] = field(default_factory=list)
+    """Of the mean of it and of the one to the picture upside down."""
+    four: list[float] = field(default_factory=list)
+    """Of the mean over all `MIRRORINGS`."""
+    apart: list[float] = field(default_factory=list)
+    """Mean square of what the answers differ from their mean by, as a share of the first residual's."""
+
+
+@torch.no_grad()
+def compare_views(
+    network: DiQP,
+    dataset: PoolDataset,
+    device: torch.device,
+    precision: str,
+    items: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[tuple[str, float], Views]:
+    """By codec and QP, for every stream of ``items`` items of a validation pool (0: all).
+
+    Raises DiqpError where it has no damaged frames.
+    """
+    found: dict[tuple[str, float], Views] = defaultdict(Views)
+    mirrored = deepcopy(network).to(device).eval()
+    for seen in restored_streams(network, dataset, device, precision, items, progress):
+        answers = [seen.restored]
+        for axes in MIRRORINGS[1:]:
+            with autocast(device, precision):
+                answers.append(predict(mirrored, network.config, seen.batch, axes)[1].float())
+        views, codes = found[seen.codec, seen.qp], luma_codes(seen.bits)
+        for gains, count in ((views.one, 1), (views.two, 2), (views.four, len(answers))):
+            mean = torch.stack(answers[:count]).mean(0)
+            gains.append(luma_gain(seen.tile, mean, seen.batch, network.config, codes).mean().item())
+        luma = torch.stack(answers)[:, :, 0]
+        distance = (luma - luma.mean(0)).square().mean() * len(answers) / (len(answers) - 1)
+        views.apart.append((distance / ((luma[0] - seen.tile[:, 0]).square().mean() + 1e-12)).item())
+    if not found:
+        raise DiqpError(NOTHING)
+    return dict(found)
+
+
+def table(found: dict[tuple[str, float], Views]) -> str:
+    """Markdown: means by codec and QP."""
+    lines = ["| codec | QP | streams | gain, dB | upside down, too | all four | apart |", "|---|---:|" + "---:|" * 5]
+    for (codec, qp), views in sorted(found.items()):
+        one, two, four, apart = (sum(v) / len(v) for v in (views.one, views.two, views.four, views.apart))
+        lines.append(f"| {codec} | {qp:g} | {len(views.one)} | {one:+.3f} | {two:+.3f} | {four:+.3f} | {apart:.3f} |")
+    return "\n".join(lines)
