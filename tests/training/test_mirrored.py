@@ -12,6 +12,7 @@ from vsdiqp.network import DiQP, save_checkpoint
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.mirrored import Views, compare_views, table
 from vsdiqp.training.settings import load_settings
+from vsdiqp.training.validation import restored_streams
 
 LITE = load_settings("lite", {"pool": "none"}).network
 TINY = dataclasses.replace(LITE, embed_dim=8, widths=(8, 8, 16), depths=(0, 0, 1, 0, 0), heads=(1, 1, 2, 1, 1))
@@ -20,7 +21,8 @@ CPU = torch.device("cpu")
 
 def views(network: DiQP, pool: Path) -> list[Views]:
     data = PoolDataset(pool, qp="nominal", neighbours=TINY.neighbours)
-    return list(compare_views(network, data, CPU, "fp32", items=2).values())
+    streams = restored_streams(network, data, CPU, "fp32", items=2)
+    return list(compare_views(streams, network, CPU, "fp32").values())
 
 
 def answering(weight: float, bias: float) -> DiQP:

@@ -51,14 +51,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Measure, on a validation pool, which share of a network's prediction gains most at each QP "
         "without harm, in luma and chroma; write the checkpoint that applies it, and the table beside it.",
     )
-    trust.add_argument("checkpoint", metavar="CHECKPOINT", help="what 'vsdiqp train' wrote, or a shipped name")
+    _add_validation(trust)
     trust.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write (.safetensors)")
-    trust.add_argument("--validation", required=True, help="validation pool: 'vsdiqp pool --plain --qps ...'")
-    trust.add_argument("--items", type=int, default=0, metavar="N", help="validation items used (all)")
     trust.add_argument(
         "--tile", type=int, metavar="SIDE", help="default tile side of the result (the checkpoint's own)"
     )
-    trust.add_argument("--threads", type=int, help="CPU threads")
 
     views = studies.add_parser(
         "mirrored",
@@ -66,10 +63,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Write mirrored.md: on a validation pool, what a network gains, what means of its answers to the "
         "same pictures mirrored would gain, and how far those answers are apart.",
     )
-    views.add_argument("checkpoint", metavar="CHECKPOINT", help="what 'vsdiqp train' wrote, or a shipped name")
-    views.add_argument("--validation", required=True, help="validation pool")
-    views.add_argument("--items", type=int, default=0, metavar="N", help="validation items used (all)")
-    views.add_argument("--threads", type=int, help="CPU threads")
+    _add_validation(views)
     views.add_argument("--out", type=Path, default=Path("out/study"), metavar="FOLDER", help="where to write")
 
     mixing = studies.add_parser(
@@ -82,6 +76,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     mixing.add_argument("second", metavar="SECOND", help="checkpoint of the same shape, whose history the result has")
     mixing.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write (.safetensors)")
     mixing.add_argument("--share", type=float, default=0.5, metavar="S", help="of the second, 0 to 1 (0.5)")
+
+
+def _add_validation(parser: argparse.ArgumentParser) -> None:
+    """What `_validation` reads."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="what 'vsdiqp train' wrote, or a shipped name")
+    parser.add_argument("--validation", required=True, help="validation pool: 'vsdiqp pool --plain --qps ...'")
+    parser.add_argument("--items", type=int, default=0, metavar="N", help="validation items used (all)")
+    parser.add_argument("--threads", type=int, help="CPU threads")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -157,10 +159,12 @@ def _mirrored(args: argparse.Namespace) -> list[Path]:
 
     from vsdiqp.progress import ProgressLine
     from vsdiqp.training.mirrored import compare_views, table
+    from vsdiqp.training.validation import restored_streams
 
     network, dataset, device = _validation(args)
     with ProgressLine() as line:
-        found = compare_views(network, dataset, device, "bf16", args.items, partial(line, text="items"))
+        streams = restored_streams(network, dataset, device, "bf16", args.items, partial(line, text="items"))
+        found = compare_views(streams, network, device, "bf16")
     args.out.mkdir(parents=True, exist_ok=True)
     path: Path = args.out / "mirrored.md"
     path.write_text(table(found) + "\n", encoding="utf-8")

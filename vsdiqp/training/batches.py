@@ -396,10 +396,5 @@ def predict(
     inputs = network_inputs(config, batch)
     if not mirrored:
         return inputs[0], network(*inputs)
-    turned = [_mirror(x, mirrored) if x.dim() == 5 else x for x in inputs]
+    turned = [x.flip(mirrored) if x.dim() == 5 else x for x in inputs]
     return inputs[0], network(*turned).flip(mirrored)
-
-
-def _mirror(pictures: Tensor, axes: tuple[int, ...]) -> Tensor:
-    # A copy of its own: recorded graphs and compiled kernels read rows.
-    return pictures.flip(axes).contiguous()

@@ -121,7 +121,6 @@ class Trainer:
         self.model: nn.Module = self.network
         self._model_ready = False
         self._kept: Reservoir | None = None
-        self._mirroring = np.random.default_rng(settings.seed)
         if self.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.network, find_unused_parameters=True)
         matrices, rest = split(self.network) if settings.optimiser == "muon" else ([], list(self.network.parameters()))
@@ -225,7 +224,7 @@ class Trainer:
         source = Batches(dataset, self.network, made, seed, s.refresh_every, teach, makers, pin, processes)
         batches = iter(source)
         drawn = (batch.to(self.device) for batch in batches) if s.reuse == 1 else self._drawn(source, batches, seed)
-        self._mirroring = np.random.default_rng([seed, 1])
+        mirroring = np.random.default_rng([seed, 1])
         started, before = time.monotonic(), self.seconds
         gains, since, warned = Gains(), 0, False
         loss_sum, imitated, apart = (torch.zeros((), device=self.device) for _ in range(3))
@@ -240,7 +239,7 @@ class Trainer:
                     for group in optimiser.param_groups:
                         group["lr"] = rate * group.get("scale", 1.0)
                     optimiser.zero_grad(set_to_none=True)
-                shown, other = self._mirrorings()
+                shown, other = self._mirrorings(mirroring)
                 with autocast(self.device, s.precision):
                     tile, restored = predict(self.model, s.network, batch, shown)
                 loss = training_loss(tile, restored.float(), batch, s.network, s.loss, s.chroma_weight)
@@ -319,11 +318,11 @@ class Trainer:
             return distillation_loss(tile, restored, taught.float(), batch, self.settings.chroma_weight)
         return None if batch.taught is None else imitation_loss(tile, restored, batch)
 
-    def _mirrorings(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _mirrorings(self, rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """How the network is shown this step's batch, and how the one that the run started from is."""
-        shown = UPSIDE_DOWN if self._mirroring.random() < self.settings.upside_down else ()
+        shown = UPSIDE_DOWN if rng.random() < self.settings.upside_down else ()
         others = [axes for axes in MIRRORINGS if axes != shown]
-        return shown, others[int(self._mirroring.integers(len(others)))]
+        return shown, others[int(rng.integers(len(others)))]
 
     def _inconsistency(
         self, start: DiQP, restored: Tensor, batch: Batch, shown: tuple[int, ...], other: tuple[int, ...]

@@ -5,7 +5,7 @@ it mirrored differs by chance alone, then, and a mean of several such answers ha
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -14,9 +14,8 @@ import torch
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP
 from vsdiqp.training.batches import MIRRORINGS, predict
-from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.loss import luma_gain
-from vsdiqp.training.validation import NOTHING, autocast, luma_codes, restored_streams
+from vsdiqp.training.validation import NOTHING, Restored, autocast, luma_codes
 
 
 @dataclass(slots=True)
@@ -35,20 +34,15 @@ class Views:
 
 @torch.no_grad()
 def compare_views(
-    network: DiQP,
-    dataset: PoolDataset,
-    device: torch.device,
-    precision: str,
-    items: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    streams: Iterable[Restored], network: DiQP, device: torch.device, precision: str
 ) -> dict[tuple[str, float], Views]:
-    """By codec and QP, for every stream of ``items`` items of a validation pool (0: all).
+    """By codec and QP, what ``network``, which restored these ``streams`` (`restored_streams`), makes of them mirrored.
 
-    Raises DiqpError where it has no damaged frames.
+    ``device``, ``precision``: as they were restored. Raises DiqpError where there are none.
     """
     found: dict[tuple[str, float], Views] = defaultdict(Views)
     mirrored = deepcopy(network).to(device).eval()
-    for seen in restored_streams(network, dataset, device, precision, items, progress):
+    for seen in streams:
         answers = [seen.restored]
         for axes in MIRRORINGS[1:]:
             with autocast(device, precision):

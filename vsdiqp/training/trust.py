@@ -17,7 +17,7 @@ from vsdiqp.network import DiQP, DiQPConfig
 from vsdiqp.network.stem import CELL_OUTPUTS, CellHead
 from vsdiqp.training.batches import unsited
 from vsdiqp.training.loss import luma_gain
-from vsdiqp.training.validation import NOTHING, Restored
+from vsdiqp.training.validation import NOTHING, Restored, luma_codes
 
 SHARES = tuple(step / 20 for step in range(27))
 """Shares of luma that are tried: 0 to 1.3."""
@@ -52,7 +52,7 @@ def measure(streams: Iterable[Restored], config: DiQPConfig) -> Measured:
         scale = 1 << (seen.bits - 8)
         change = seen.restored - seen.tile
         gains = [
-            luma_gain(seen.tile, seen.tile + share * change, seen.batch, config, 219 * scale).mean().item()
+            luma_gain(seen.tile, seen.tile + share * change, seen.batch, config, luma_codes(seen.bits)).mean().item()
             for share in SHARES
         ]
         found.luma[seen.codec, seen.qp].append(gains)
