@@ -15,6 +15,7 @@
 using std::size_t;
 
 #define __global__
+#define __host__
 #define __device__ static
 #define __shared__ static
 
@@ -31,7 +32,12 @@ static inline void __syncthreads() {
     host_barrier->arrive_and_wait();
 }
 
-// One warp a block: its lanes meet twice, so that nobody writes before everybody has read.
+// One warp a block.
+static inline void __syncwarp() {
+    host_barrier->arrive_and_wait();
+}
+
+// Its lanes meet twice, so that nobody writes before everybody has read.
 static inline unsigned __shfl_xor_sync(unsigned, unsigned value, int distance) {
     static unsigned values[32];
     values[threadIdx.x % 32] = value;

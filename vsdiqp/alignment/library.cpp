@@ -114,9 +114,9 @@ DIQP_FAST void search_blocks(const Plane &current, const Plane &reference, int l
                              const diqp_short *coarse, int coarse_wide, int coarse_high, diqp_short *found, int wide) {
     for (int by = blocks.top; by < blocks.bottom; ++by)
         for (int bx = blocks.left; bx < blocks.right; ++bx) {
-            const Vector v = coarse == nullptr
-                                 ? search_smallest(current, reference, bx, by)
-                                 : search_level(current, reference, level, bx, by, coarse, coarse_wide, coarse_high);
+            const Windows windows{current, reference, window_at(bx), window_at(by)};
+            const Vector v = coarse == nullptr ? search_smallest(windows)
+                                               : search_level(windows, level, bx, by, coarse, coarse_wide, coarse_high);
             diqp_short *out = found + 2 * (static_cast<std::ptrdiff_t>(by) * wide + bx);
             out[0] = static_cast<diqp_short>(v.x);
             out[1] = static_cast<diqp_short>(v.y);
@@ -128,7 +128,8 @@ DIQP_FAST void refine_blocks(const Plane &current, const HalfPlanes &reference, 
     for (int by = blocks.top; by < blocks.bottom; ++by)
         for (int bx = blocks.left; bx < blocks.right; ++bx) {
             diqp_short *v = vectors + 2 * (static_cast<std::ptrdiff_t>(by) * wide + bx);
-            const Vector refined = refine(current, reference, bx, by, {v[0], v[1]});
+            const HalfWindows windows{current, reference, window_at(bx), window_at(by)};
+            const Vector refined = refine(windows, {v[0], v[1]});
             v[0] = static_cast<diqp_short>(refined.x);
             v[1] = static_cast<diqp_short>(refined.y);
         }

@@ -76,14 +76,7 @@ DIQP_MOTION int between(int a, int b, int c, int d, int e, int f) {
     return limited((a - 5 * b + 20 * c + 20 * d - 5 * e + f + 16) >> 5, 0, 255);
 }
 
-#if defined(DIQP_MOTION_TOGETHER)
-
-// Several threads compare windows together: whoever includes this file says how. All of them get the sum.
-DIQP_MOTION int difference(const diqp_byte *a, int a_stride, const diqp_byte *b, int b_stride);
-DIQP_MOTION int difference_of_mean(const diqp_byte *a, int a_stride, const diqp_byte *b, const diqp_byte *c,
-                                   int stride);
-
-#elif defined(__SSE2__) && !defined(__CUDACC_RTC__)
+#if defined(__SSE2__) && !defined(__CUDACC_RTC__)
 
 DIQP_MOTION __m128i sixteen(const diqp_byte *p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
@@ -134,77 +127,6 @@ DIQP_MOTION int difference_of_mean(const diqp_byte *a, int a_stride, const diqp_
 
 #endif
 
-/// One block of one level under search.
-struct Search {
-    const Plane &current, &reference;
-    int x, y;     ///< first sample of the window
-    int reach;    ///< longest vector along an axis
-    Vector start; ///< where deviations are counted from
-    int weight;   ///< PENALTY's multiple for deviations, in quarters
-    Vector best;
-    int cost;
-
-    DIQP_MOTION int compare(Vector v) const {
-        return difference(at(current, x, y), current.stride, at(reference, x + v.x, y + v.y), reference.stride);
-    }
-
-    DIQP_MOTION bool consider(int vx, int vy) {
-        if (absolute(vx) > reach || absolute(vy) > reach)
-            return false;
-        const Vector v{vx, vy};
-        const int found = compare(v) + PENALTY * weight * (absolute(v.x - start.x) + absolute(v.y - start.y)) / 4;
-        if (found >= cost)
-            return false;
-        cost = found;
-        best = v;
-        return true;
-    }
-};
-
-/// A block's vector at the smallest level: every place within reach.
-DIQP_MOTION Vector search_smallest(const Plane &current, const Plane &reference, int bx, int by) {
-    const int margin = (WINDOW - BLOCK) / 2;
-    Search search{current, reference, bx * BLOCK - margin, by * BLOCK - margin, REACH >> (LEVELS - 1), {0, 0}, 1,
-                  {0, 0},  0};
-    search.cost = search.compare({0, 0}) - PENALTY;
-    for (int dy = -search.reach; dy <= search.reach; ++dy)
-        for (int dx = -search.reach; dx <= search.reach; ++dx)
-            search.consider(dx, dy);
-    return search.best;
-}
-
-/// A block's vector at a larger level, from `coarse`, the vectors of the next smaller one (x, y; `wide` x `high`).
-DIQP_MOTION Vector search_level(const Plane &current, const Plane &reference, int level, int bx, int by,
-                                const diqp_short *coarse, int wide, int high) {
-    const int margin = (WINDOW - BLOCK) / 2;
-    // The block's own coarse block, and those next to it on the side where the block lies.
-    const int cx = bx / 2, cy = by / 2;
-    const int nx = limited(cx + ((bx & 1) ? 1 : -1), 0, wide - 1), ny = limited(cy + ((by & 1) ? 1 : -1), 0, high - 1);
-    const int nearest[4] = {cy * wide + cx, cy * wide + nx, ny * wide + cx, ny * wide + nx};
-    Search search{current, reference, bx * BLOCK - margin, by * BLOCK - margin, REACH >> level, {0, 0}, 2, {0, 0}, 0};
-    search.start = {2 * coarse[2 * nearest[0]], 2 * coarse[2 * nearest[0] + 1]};
-    search.cost = search.compare({0, 0}) - PENALTY;
-    for (int i = 0; i < 4; ++i) {
-        bool known = false;
-        for (int j = 0; j < i; ++j)
-            known = known || (coarse[2 * nearest[j]] == coarse[2 * nearest[i]] &&
-                              coarse[2 * nearest[j] + 1] == coarse[2 * nearest[i] + 1]);
-        if (!known)
-            search.consider(2 * coarse[2 * nearest[i]], 2 * coarse[2 * nearest[i] + 1]);
-    }
-    for (int step = 0; step < 2; ++step) {
-        const Vector centre = search.best;
-        bool better = false;
-        for (int dy = -1; dy <= 1; ++dy)
-            for (int dx = -1; dx <= 1; ++dx)
-                if (dx != 0 || dy != 0)
-                    better = search.consider(centre.x + dx, centre.y + dy) || better;
-        if (!better)
-            break;
-    }
-    return search.best;
-}
-
 /// Planes of the reference at full size: as it is, and between samples across, down, and both.
 struct HalfPlanes {
     Plane whole, across, down, both;
@@ -216,20 +138,133 @@ DIQP_MOTION const diqp_byte *at_half(const HalfPlanes &planes, int x, int y, Vec
     return at(plane, x + (v.x >> 1), y + (v.y >> 1));
 }
 
+/// First sample of the window around block `block` of an axis.
+DIQP_MOTION int window_at(int block) {
+    return block * BLOCK - (WINDOW - BLOCK) / 2;
+}
+
+/// A block's window beside those of the reference, read where they lie. What searches takes any class with these
+/// members: one that works in another memory is told what will be looked at.
+struct Windows {
+    const Plane &current, &reference;
+    int x, y; ///< first sample of the window
+
+    /// From here on `compare_near` has vectors within AROUND samples of `centre` along both axes.
+    template <int AROUND> DIQP_MOTION void gather(Vector) const {}
+
+    DIQP_MOTION int compare(Vector v) const {
+        return difference(at(current, x, y), current.stride, at(reference, x + v.x, y + v.y), reference.stride);
+    }
+
+    DIQP_MOTION int compare_near(Vector v) const { return compare(v); }
+};
+
+/// The same at full size, with what lies between the reference's samples.
+struct HalfWindows {
+    const Plane &current;
+    const HalfPlanes &reference;
+    int x, y;
+
+    /// From here on everything within a sample of `whole` is compared.
+    DIQP_MOTION void gather_halves(Vector) const {}
+
+    /// v in halves of a sample.
+    DIQP_MOTION int compare_half(Vector v) const {
+        return difference(at(current, x, y), current.stride, at_half(reference, x, y, v), reference.whole.stride);
+    }
+
+    /// The mean of two places in halves of a sample.
+    DIQP_MOTION int compare_mean(Vector v, Vector w) const {
+        return difference_of_mean(at(current, x, y), current.stride, at_half(reference, x, y, v),
+                                  at_half(reference, x, y, w), reference.whole.stride);
+    }
+};
+
+/// One block of one level under search.
+template <class Compared> struct Search {
+    Compared &windows;
+    int reach;    ///< longest vector along an axis
+    Vector start; ///< where deviations are counted from
+    int weight;   ///< PENALTY's multiple for deviations, in quarters
+    Vector best;
+    int cost;
+
+    DIQP_MOTION bool reachable(Vector v) const { return absolute(v.x) <= reach && absolute(v.y) <= reach; }
+
+    DIQP_MOTION bool weigh(Vector v, int difference) {
+        const int found = difference + PENALTY * weight * (absolute(v.x - start.x) + absolute(v.y - start.y)) / 4;
+        if (found >= cost)
+            return false;
+        cost = found;
+        best = v;
+        return true;
+    }
+
+    DIQP_MOTION void consider(Vector v) {
+        if (reachable(v))
+            weigh(v, windows.compare(v));
+    }
+
+    DIQP_MOTION bool consider_near(Vector v) { return reachable(v) && weigh(v, windows.compare_near(v)); }
+};
+
+/// A block's vector at the smallest level: every place within reach.
+template <class Compared> DIQP_MOTION Vector search_smallest(Compared &windows) {
+    constexpr int reach = REACH >> (LEVELS - 1);
+    windows.template gather<reach>({0, 0});
+    Search<Compared> search{windows, reach, {0, 0}, 1, {0, 0}, windows.compare_near({0, 0}) - PENALTY};
+    for (int dy = -reach; dy <= reach; ++dy)
+        for (int dx = -reach; dx <= reach; ++dx)
+            search.consider_near({dx, dy});
+    return search.best;
+}
+
+/// The vector of block (bx, by) at a larger level, from `coarse`, the vectors of the next smaller one (x, y; `wide` x
+/// `high`).
+template <class Compared>
+DIQP_MOTION Vector search_level(Compared &windows, int level, int bx, int by, const diqp_short *coarse, int wide,
+                                int high) {
+    // The block's own coarse block, and those next to it on the side where the block lies.
+    const int cx = bx / 2, cy = by / 2;
+    const int nx = limited(cx + ((bx & 1) ? 1 : -1), 0, wide - 1), ny = limited(cy + ((by & 1) ? 1 : -1), 0, high - 1);
+    const int nearest[4] = {cy * wide + cx, cy * wide + nx, ny * wide + cx, ny * wide + nx};
+    const Vector start{2 * coarse[2 * nearest[0]], 2 * coarse[2 * nearest[0] + 1]};
+    Search<Compared> search{windows, REACH >> level, start, 2, {0, 0}, windows.compare({0, 0}) - PENALTY};
+    for (int i = 0; i < 4; ++i) {
+        bool known = false;
+        for (int j = 0; j < i; ++j)
+            known = known || (coarse[2 * nearest[j]] == coarse[2 * nearest[i]] &&
+                              coarse[2 * nearest[j] + 1] == coarse[2 * nearest[i] + 1]);
+        if (!known)
+            search.consider({2 * coarse[2 * nearest[i]], 2 * coarse[2 * nearest[i] + 1]});
+    }
+    constexpr int steps = 2;
+    windows.template gather<steps>(search.best);
+    for (int step = 0; step < steps; ++step) {
+        const Vector centre = search.best;
+        bool better = false;
+        for (int dy = -1; dy <= 1; ++dy)
+            for (int dx = -1; dx <= 1; ++dx)
+                if (dx != 0 || dy != 0)
+                    better = search.consider_near({centre.x + dx, centre.y + dy}) || better;
+        if (!better)
+            break;
+    }
+    return search.best;
+}
+
 /// `whole`, a block's vector in samples, refined: in quarters of a sample.
-DIQP_MOTION Vector refine(const Plane &current, const HalfPlanes &reference, int bx, int by, Vector whole) {
-    const int margin = (WINDOW - BLOCK) / 2;
-    const int x = bx * BLOCK - margin, y = by * BLOCK - margin, stride = reference.whole.stride;
-    const diqp_byte *own = at(current, x, y);
+template <class Compared> DIQP_MOTION Vector refine(Compared &windows, Vector whole) {
+    windows.gather_halves(whole);
     Vector half{2 * whole.x, 2 * whole.y};
-    int cost = difference(own, current.stride, at_half(reference, x, y, half), stride) - PENALTY / 2;
+    int cost = windows.compare_half(half) - PENALTY / 2;
     Vector centre = half;
     for (int dy = -1; dy <= 1; ++dy)
         for (int dx = -1; dx <= 1; ++dx) {
             const Vector v{centre.x + dx, centre.y + dy};
             if (dx == 0 && dy == 0)
                 continue;
-            const int found = difference(own, current.stride, at_half(reference, x, y, v), stride);
+            const int found = windows.compare_half(v);
             if (found < cost) {
                 cost = found;
                 half = v;
@@ -243,9 +278,7 @@ DIQP_MOTION Vector refine(const Plane &current, const HalfPlanes &reference, int
             if (dx == 0 && dy == 0)
                 continue;
             const Vector v{centre.x + dx, centre.y + dy};
-            const diqp_byte *a = at_half(reference, x, y, {v.x >> 1, v.y >> 1});
-            const diqp_byte *b = at_half(reference, x, y, {(v.x + 1) >> 1, (v.y + 1) >> 1});
-            const int found = difference_of_mean(own, current.stride, a, b, stride);
+            const int found = windows.compare_mean({v.x >> 1, v.y >> 1}, {(v.x + 1) >> 1, (v.y + 1) >> 1});
             if (found < cost) {
                 cost = found;
                 quarter = v;

@@ -24,7 +24,6 @@
 #define LANES 32
 #endif
 
-#define DIQP_MOTION_TOGETHER
 #include "motion.cuh"
 
 #define SEQUENCE (GROUP + SEEN / 2 * 2)  // frames of a run: before the group, the group, after it
@@ -102,32 +101,126 @@ __device__ inline int total(unsigned sum) {
 // A lane compares half a row.
 #define PIECES (2 * WINDOW)
 
-DIQP_MOTION int difference(const diqp_byte *a, int a_stride, const diqp_byte *b, int b_stride) {
-    static_assert(WINDOW == 16, "half a row is eight bytes");
-    unsigned sum = 0;
-    for (int piece = threadIdx.x % LANES; piece < PIECES; piece += LANES) {
-        const int x = piece % 2 * 8, y = piece / 2;
-        unsigned p[2], q[2];
-        eight(a + y * a_stride + x, p);
-        eight(b + y * b_stride + x, q);
-        sum += __vsadu4(p[0], q[0]) + __vsadu4(p[1], q[1]);
-    }
-    return total(sum);
+// Words that hold so many bytes wherever in a word they begin.
+__host__ __device__ constexpr int words_for(int bytes) {
+    return (bytes + 6) / 4;
 }
 
-DIQP_MOTION int difference_of_mean(const diqp_byte *a, int a_stride, const diqp_byte *b, const diqp_byte *c,
-                                   int stride) {
-    unsigned sum = 0;
-    for (int piece = threadIdx.x % LANES; piece < PIECES; piece += LANES) {
-        const int x = piece % 2 * 8, y = piece / 2;
-        unsigned p[2], q[2], r[2];
-        eight(a + y * a_stride + x, p);
-        eight(b + y * stride + x, q);
-        eight(c + y * stride + x, r);
-        sum += __vsadu4(p[0], __vavgu4(q[0], r[0])) + __vsadu4(p[1], __vavgu4(q[1], r[1]));
+static_assert(WINDOW == 16, "half a row is eight bytes");
+constexpr int FARTHEST = WINDOW + 2 * (REACH >> (LEVELS - 1)), HALVES = WINDOW + 2;
+// Words of a half plane's surroundings, and of shared memory for those who search a block together.
+constexpr int HALF_WORDS = HALVES * words_for(HALVES);
+constexpr int STORE = FARTHEST * words_for(FARTHEST) > 4 * HALF_WORDS ? FARTHEST * words_for(FARTHEST) : 4 * HALF_WORDS;
+
+// A block's window in registers, and the surroundings of where it is looked for in shared memory: reads of planes go
+// to sixteen lines at once, which the first-level cache takes one by one, and most windows are compared with many that
+// overlap. Members as of `Windows` and `HalfWindows`.
+struct Gathered {
+    HalfPlanes reference; // of levels but the first: `whole` alone
+    int x, y;
+    unsigned *store;
+    unsigned own[PIECES / LANES][2];
+    // What is stored: its first sample, words a row, bytes before the sample in its word.
+    int left, top, pitch, before;
+
+    DIQP_MOTION Gathered(const Plane &current, const HalfPlanes &planes, int bx, int by, unsigned *memory)
+        : reference(planes), x(window_at(bx)), y(window_at(by)), store(memory), left(0), top(0), pitch(0), before(0) {
+        for (int i = 0; i < PIECES / LANES; ++i)
+            eight(at(current, x + column(i), y + row(i)), own[i]);
     }
-    return total(sum);
-}
+
+    // Of the piece that is a lane's i-th.
+    static DIQP_MOTION int row(int i) { return (threadIdx.x % LANES + i * LANES) / 2; }
+    static DIQP_MOTION int column(int i) { return (threadIdx.x % LANES + i * LANES) % 2 * 8; }
+
+    static DIQP_MOTION void meet() {
+#if LANES > 1
+        __syncwarp();
+#endif
+    }
+
+    // Store SIDE rows of as many samples from (left, top) on.
+    template <int SIDE> DIQP_MOTION void copy(const Plane &plane, unsigned *to) const {
+        constexpr int wide = words_for(SIDE);
+        const unsigned *from = (const unsigned *)(at(plane, left, top) - before);
+        for (int i = threadIdx.x % LANES; i < SIDE * wide; i += LANES)
+            to[i] = __ldg(from + i / wide * (plane.stride / 4) + i % wide);
+    }
+
+    DIQP_MOTION void place(int sample_x, int sample_y, int wide) {
+        left = sample_x;
+        top = sample_y;
+        pitch = wide;
+        // Planes begin alike: what holds for one of a size holds for all.
+        before = (int)((size_t)at(reference.whole, left, top) & 3);
+        meet(); // nobody reads what was there any more
+    }
+
+    template <int AROUND> DIQP_MOTION void gather(Vector centre) {
+        constexpr int side = WINDOW + 2 * AROUND;
+        static_assert(side * words_for(side) <= STORE, "the surroundings fit");
+        place(x + centre.x - AROUND, y + centre.y - AROUND, words_for(side));
+        copy<side>(reference.whole, store);
+        meet();
+    }
+
+    DIQP_MOTION void gather_halves(Vector whole) {
+        place(x + whole.x - 1, y + whole.y - 1, words_for(HALVES));
+        copy<HALVES>(reference.whole, store);
+        copy<HALVES>(reference.across, store + HALF_WORDS);
+        copy<HALVES>(reference.down, store + 2 * HALF_WORDS);
+        copy<HALVES>(reference.both, store + 3 * HALF_WORDS);
+        meet();
+    }
+
+    // Eight samples of what is stored for a lane's i-th piece of the window at (sample_x, sample_y).
+    DIQP_MOTION void stored(const unsigned *from, int sample_x, int sample_y, int i, unsigned *out) const {
+        const unsigned byte = before + sample_x - left;
+        const unsigned *words = from + (sample_y - top + row(i)) * pitch + byte / 4 + column(i) / 4;
+        const unsigned shift = 8 * (byte & 3), second = words[1];
+        out[0] = __funnelshift_r(words[0], second, shift);
+        out[1] = __funnelshift_r(second, words[2], shift);
+    }
+
+    DIQP_MOTION const unsigned *half_plane(Vector v) const { return store + ((v.y & 1) * 2 + (v.x & 1)) * HALF_WORDS; }
+
+    DIQP_MOTION int compare(Vector v) const {
+        unsigned sum = 0;
+        for (int i = 0; i < PIECES / LANES; ++i) {
+            unsigned p[2];
+            eight(at(reference.whole, x + v.x + column(i), y + v.y + row(i)), p);
+            sum += __vsadu4(own[i][0], p[0]) + __vsadu4(own[i][1], p[1]);
+        }
+        return total(sum);
+    }
+
+    DIQP_MOTION int compare_near(Vector v) const { return compare_stored(store, x + v.x, y + v.y); }
+
+    DIQP_MOTION int compare_half(Vector v) const {
+        return compare_stored(half_plane(v), x + (v.x >> 1), y + (v.y >> 1));
+    }
+
+    DIQP_MOTION int compare_stored(const unsigned *from, int sample_x, int sample_y) const {
+        unsigned sum = 0;
+        for (int i = 0; i < PIECES / LANES; ++i) {
+            unsigned p[2];
+            stored(from, sample_x, sample_y, i, p);
+            sum += __vsadu4(own[i][0], p[0]) + __vsadu4(own[i][1], p[1]);
+        }
+        return total(sum);
+    }
+
+    DIQP_MOTION int compare_mean(Vector v, Vector w) const {
+        unsigned sum = 0;
+        for (int i = 0; i < PIECES / LANES; ++i) {
+            unsigned p[2], q[2];
+            stored(half_plane(v), x + (v.x >> 1), y + (v.y >> 1), i, p);
+            stored(half_plane(w), x + (w.x >> 1), y + (w.y >> 1), i, q);
+            sum += __vsadu4(own[i][0], __vavgu4(p[0], q[0])) + __vsadu4(own[i][1], __vavgu4(p[1], q[1]));
+        }
+        return total(sum);
+    }
+};
 
 } // namespace diqp_motion
 
@@ -211,34 +304,38 @@ extern "C" __global__ void between_planes(const Motion m) {
     }
 }
 
-// Motion blocks that a block of threads searches.
+// Motion blocks that a block of threads searches, and the most that it searches at once.
 #define BATCH 8
 
 // Grid: (blocks of the level / BATCH rounded up, pairs). LANES threads search a block together.
 extern "C" __global__ void search_blocks(const Motion m) {
+    __shared__ unsigned store[BATCH][diqp_motion::STORE];
     const int pair = blockIdx.y, level = m.plane_index, other = m.other[pair];
     const diqp_motion::Plane current = plane_of(m, m.own[pair], level), reference = plane_of(m, other, level);
     const int wide = blocks_of(current.width), count = wide * blocks_of(current.height);
     short *found = m.found[level] + 2 * (size_t)pair * count;
-    for (int i = threadIdx.x / LANES; i < BATCH; i += blockDim.x / LANES) {
+    const int searchers = blockDim.x / LANES < BATCH ? blockDim.x / LANES : BATCH, searcher = threadIdx.x / LANES;
+    if (searcher >= searchers)
+        return;
+    for (int i = searcher; i < BATCH; i += searchers) {
         const int block = blockIdx.x * BATCH + i;
         if (block >= count)
             break;
         const int bx = block % wide, by = block / wide;
+        const diqp_motion::HalfPlanes planes{reference, plane_of(m, other, LEVELS), plane_of(m, other, LEVELS + 1),
+                                             plane_of(m, other, LEVELS + 2)};
+        diqp_motion::Gathered windows(current, planes, bx, by, store[searcher]);
         diqp_motion::Vector v;
         if (level == LEVELS - 1) {
-            v = diqp_motion::search_smallest(current, reference, bx, by);
+            v = diqp_motion::search_smallest(windows);
         } else {
             const SearchPlane &smaller = m.plane[level + 1];
             const int coarse_wide = blocks_of(smaller.width), coarse_high = blocks_of(smaller.height);
             const short *coarse = m.found[level + 1] + 2 * (size_t)pair * coarse_wide * coarse_high;
-            v = diqp_motion::search_level(current, reference, level, bx, by, coarse, coarse_wide, coarse_high);
+            v = diqp_motion::search_level(windows, level, bx, by, coarse, coarse_wide, coarse_high);
         }
         if (level == 0)
-            v = diqp_motion::refine(
-                current,
-                {reference, plane_of(m, other, LEVELS), plane_of(m, other, LEVELS + 1), plane_of(m, other, LEVELS + 2)},
-                bx, by, v);
+            v = diqp_motion::refine(windows, v);
         if (threadIdx.x % LANES == 0) {
             found[2 * block] = (short)v.x;
             found[2 * block + 1] = (short)v.y;
