@@ -18,3 +18,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
+
+
+@pytest.fixture(autouse=True)
+def whole_mantissas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in fp32 are those that results are compared with, on a GPU too."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -1,5 +1,7 @@
 """Training on a GPU: a recorded step is the step that it was recorded from."""
 
+import threading
+
 import pytest
 import torch
 from networks import LITE_LIKE
@@ -43,3 +45,25 @@ def test_a_recorded_network_gives_the_results_and_gradients_of_the_plain_one() -
         for (name, a), b in zip(plain.named_parameters(), recorded.parameters(), strict=True):
             assert a.grad is not None and b.grad is not None, name
             assert torch.allclose(a.grad, b.grad, rtol=1e-2, atol=1e-3 * a.grad.abs().max().item()), name
+
+
+@pytest.mark.gpu
+def test_recording_does_not_mind_batches_that_are_pinned_meanwhile() -> None:
+    network = DiQP(LITE_LIKE).cuda()
+    done = threading.Event()
+
+    def pin() -> None:
+        size = 1 << 16
+        while not done.is_set():
+            size += 1 << 12  # never one that torch has kept
+            torch.empty(size).pin_memory()
+
+    others = threading.Thread(target=pin)
+    others.start()
+    try:
+        model = in_form(network, "graph", batch(network, 0), "fp32")
+        predict(model, LITE_LIKE, batch(network, 1))
+        torch.cuda.synchronize()
+    finally:
+        done.set()
+        others.join()

@@ -1,7 +1,9 @@
 """Pool samples -> tensors as the network takes them, with chroma treated as the filter's planes treat it."""
 
+import atexit
 import itertools
 import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -280,6 +282,8 @@ class _Made(IterableDataset[Batch | Exception]):
     def __iter__(self) -> Iterator[Batch | Exception]:
         worker = get_worker_info()
         assert worker is not None
+        # What torch's libraries tear down at the end of a process does not always end well.
+        atexit.register(os._exit, 0)
         keep_freed_memory()
         self._dataset.cache_bytes //= self._makers
         batches = Batches(self._dataset, DiQP(self._config), self._batch, 0, self._refresh_every)

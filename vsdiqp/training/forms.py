@@ -5,7 +5,10 @@ Small networks launch thousands of short kernels a step, and Python is slower th
 that are all alike, which those of a run are.
 """
 
+import contextlib
+import functools
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,14 +51,28 @@ class Recorded(nn.Module):
         self._used = [index for index, tensor in enumerate(inputs) if tensor.numel()]
         seen = _Seen(network, inputs, self._used)
         sample = tuple(inputs[index].clone() for index in self._used)
-        with autocast(inputs[0].device, precision, cache=False):  # a recorded pass rounds the weights of its own time
-            record: Any = torch.cuda.make_graphed_callables
+        record: Any = torch.cuda.make_graphed_callables
+        # A recorded pass rounds the weights of its own time.
+        with _others_going_on(), autocast(inputs[0].device, precision, cache=False):
             self.graphed = record(seen, sample, allow_unused_input=True)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """See `DiQP.forward`."""
         restored: Tensor = self.graphed(*(inputs[index] for index in self._used))
         return restored
+
+
+@contextlib.contextmanager
+def _others_going_on() -> Iterator[None]:
+    """Recordings of this thread do not mind what other threads do: by default a batch that is put into page-locked
+    memory meanwhile ends them. `make_graphed_callables` leaves no choice, but takes what it finds.
+    """
+    plain = torch.cuda.graph
+    torch.cuda.graph = functools.partial(plain, capture_error_mode="thread_local")  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        torch.cuda.graph = plain  # type: ignore[misc]
 
 
 class _Seen(nn.Module):

@@ -294,6 +294,8 @@ def _items(indices: range, folder: Path, seed: int, processes: int, settings: Po
         _start(folder, seed, settings)
         yield from map(_work, indices)
         return
+    import torch  # noqa: F401 - what keeps workers from starting would be met by each that takes a dead one's place
+
     # "spawn" rather than "fork": torch and the encoders hold threads that a fork would leave behind.
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes, _start, (folder, seed, settings)) as workers:
