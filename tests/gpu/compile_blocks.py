@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vsdiqp.backends.fused import NARROW, TUNING, block_outputs
+from vsdiqp.backends.fused import Tuning, depthwise_block, joined_block, tuning
 from vsdiqp.backends.fused_cells import WARPS
 from vsdiqp.kernels import blocks, cells, depthwise, joins
 
@@ -19,13 +19,11 @@ HALF, FULL, COUNT, SIXTEENS = "*fp16", "*fp32", "i32", "i32:16"
 SIZES = {"height": COUNT, "width": COUNT}
 LINEAR = {"x": HALF, "weight": HALF, "bias": FULL, "column_sums": FULL, "sums": FULL, "residual": HALF, "out": HALF}
 LINEAR |= {"out_sums": FULL, "rows": COUNT}
-BLOCK = {"BLOCK_ROWS": TUNING.rows, "BLOCK_OUT": TUNING.outputs, "BLOCK_IN": TUNING.inputs, "GROUP": TUNING.group}
 NORMED = {"WIDTH": 360, "PARTS": 3, "NORM": True, "GELU": True, "RESIDUAL": False, "SUMS": False, "PRECISION": "tf32"}
 ADDED = {"WIDTH": 720, "PARTS": 1, "NORM": False, "GELU": False, "RESIDUAL": True, "SUMS": True, "PRECISION": "tf32"}
 WIDE = {"x": HALF, "weight": FULL, "bias": FULL, "out": HALF, **SIZES}
 NARROW_TYPES = {"x": HALF, "weight": FULL, "bias": FULL, "linear_weight": HALF, "linear_bias": FULL, "residual": HALF}
 NARROW_TYPES |= {"out": HALF, "out_sums": FULL, **SIZES}
-FUSED = {"CHANNELS": 96, "OUTPUTS": 96, "PRECISION": "tf32", "BLOCK": 16, "BLOCK_OUT": NARROW}
 
 SUMS = {"x": HALF, "sums": FULL, "rows": COUNT}
 
@@ -47,11 +45,39 @@ ENTER = {"children": HALF, "skip": HALF, "out": HALF, "sums": FULL, **PLACED}
 ENTERED = {"UP": 45, "UP_STRIDE": 48, "SKIP": 45, "STRIDE": 48, "ADD": False, "OUT": 96, "SUMS": True, "ROWS": 32}
 ENTERED |= {"BLOCK": 128}
 
+STAGES = Tuning().stages
+
 BRAIN = "*bf16"
 TRAINED = {"x": BRAIN, "weight": FULL, "bias": FULL, "out": BRAIN, **SIZES}
 INNER = {"x": BRAIN, "weight": FULL, "bias": FULL, "gradient": BRAIN, "out": BRAIN, **SIZES}
 OUTER = {"x": BRAIN, "weight": FULL, "inner": BRAIN, "out": BRAIN, "parts": FULL, **SIZES, "patches": COUNT}
 TRAINED_SIZES = {"WIDE": 288, "BLOCK": depthwise.CHANNELS}
+
+Case = tuple[str, triton.JITFunction, dict[str, str], dict[str, object], int, int]
+
+
+def product(name: str, inputs: int, outputs: int, kind: dict[str, object], half: bool = True) -> Case:
+    """A product in the block sizes that the backend takes for it."""
+    sizes = tuning(inputs, outputs, bool(kind["GELU"]), bool(kind["RESIDUAL"]), half)
+    block = {"BLOCK_ROWS": sizes.rows, "BLOCK_OUT": sizes.outputs, "BLOCK_IN": sizes.inputs, "GROUP": sizes.group}
+    constants = {"INPUTS": inputs, "OUTPUTS": outputs, **kind, **block}
+    types = LINEAR if half else {name: FULL if of == HALF else of for name, of in LINEAR.items()}
+    return name, blocks.linear, types, constants, sizes.warps, sizes.stages
+
+
+def mixed(name: str, channels: int, frames: int) -> Case:
+    """The depthwise kernel, likewise."""
+    block, warps = depthwise_block(channels, frames)
+    return name, blocks.depthwise, WIDE, {"CHANNELS": channels, "BLOCK": block, "FRAMES": frames}, warps, STAGES
+
+
+def joined(name: str, channels: int, frames: int) -> Case:
+    """The depthwise kernel with the projection behind it, likewise."""
+    outputs = triton.next_power_of_2(channels)
+    constants = {"CHANNELS": channels, "OUTPUTS": channels, "PRECISION": "tf32", "BLOCK_OUT": outputs}
+    constants |= {"BLOCK": joined_block(channels, frames), "FRAMES": frames}
+    return name, blocks.depthwise_linear, NARROW_TYPES, constants, 4, STAGES
+
 
 CASES = [
     ("training, depthwise", depthwise.forward_kernel, TRAINED, TRAINED_SIZES, 4),
@@ -63,15 +89,13 @@ CASES = [
         {**TRAINED_SIZES, "COUNT": depthwise.PATCHES},
         4,
     ),
-    ("linear norm gelu", blocks.linear, LINEAR, {"INPUTS": 368, "OUTPUTS": 1104, **NORMED, **BLOCK}, TUNING.warps),
-    ("linear residual", blocks.linear, LINEAR, {"INPUTS": 2160, "OUTPUTS": 720, **ADDED, **BLOCK}, TUNING.warps),
-    (
-        "linear, narrow",
-        blocks.linear,
-        LINEAR,
-        {"INPUTS": 48, "OUTPUTS": 144, **NORMED, **BLOCK, "BLOCK_OUT": block_outputs(144)},
-        TUNING.warps,
-    ),
+    product("linear norm gelu", 368, 1104, NORMED),
+    product("linear residual", 2160, 720, ADDED),
+    product("linear, narrow", 48, 144, NORMED),
+    product("linear, narrow and not bent", 96, 288, {**NORMED, "GELU": False}),
+    product("linear residual, narrow", 96, 96, ADDED),
+    product("single precision, norm gelu", 368, 1104, {**NORMED, "PRECISION": "ieee"}, half=False),
+    product("single precision, residual", 2160, 720, {**ADDED, "PRECISION": "ieee"}, half=False),
     (
         "attention",
         blocks.window_attention,
@@ -79,10 +103,12 @@ CASES = [
         {"HEADS": 8, "SIZE_A": 32, "SIZE_B": 16, "SHIFT": 4, "PRECISION": "tf32"},
         4,
     ),
-    ("depthwise", blocks.depthwise, WIDE, {"CHANNELS": 368, "BLOCK": 32, "FRAMES": 3}, 4),
-    ("depthwise linear", blocks.depthwise_linear, NARROW_TYPES, {**FUSED, "FRAMES": 3}, 4),
-    ("depthwise, tokens of one frame", blocks.depthwise, WIDE, {"CHANNELS": 384, "BLOCK": 32, "FRAMES": 1}, 4),
-    ("depthwise linear, tokens of one frame", blocks.depthwise_linear, NARROW_TYPES, {**FUSED, "FRAMES": 1}, 4),
+    mixed("depthwise", 368, 3),
+    mixed("depthwise, wide", 720, 3),
+    mixed("depthwise, tokens of one frame", 384, 1),
+    joined("depthwise linear", 96, 3),
+    joined("depthwise linear, narrow", 48, 3),
+    joined("depthwise linear, tokens of one frame", 96, 1),
     (
         "row sums",
         blocks.row_sums,
@@ -104,6 +130,7 @@ CASES = [
 ]
 POINTWISE = (
     "training",
+    "single precision",
     "depthwise",
     "row sums",
     "stem inputs",
@@ -114,13 +141,13 @@ POINTWISE = (
     "join",
     "enter",
 )
-"""What multiplies no matrices, by the name before the comma."""
+"""What needs no tensor cores, by the name before the comma."""
 
 
 def compile_for(architecture: int) -> dict[str, dict[str, object]]:
     """Shared memory, registers, bytes of stack (spills) and whether tensor cores are used, by kernel."""
     found = {}
-    for name, kernel, types, constants, warps in CASES:
+    for name, kernel, types, constants, warps, *stages in CASES:
         signature = {a: "constexpr" if a in constants else types[a].partition(":")[0] for a in kernel.arg_names}
         fixed = {(i,): constants[a] for i, a in enumerate(kernel.arg_names) if a in constants}
         aligned = {
@@ -131,7 +158,7 @@ def compile_for(architecture: int) -> dict[str, dict[str, object]]:
         made = triton.compile(
             ASTSource(kernel, signature, fixed, aligned),
             target=GPUTarget("cuda", architecture, 32),
-            options={"num_warps": warps, "num_stages": TUNING.stages},
+            options={"num_warps": warps, "num_stages": stages[0] if stages else STAGES},
         )
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -26,6 +26,7 @@ from vsdiqp.backends.fused_joins import (
     widened,
 )
 from vsdiqp.kernels import blocks
+from vsdiqp.network.config import FRAMES
 from vsdiqp.network.diqp import DiQP
 from vsdiqp.network.lewin import LeWinBlock, Stage
 from vsdiqp.network.packing import FrameUpsample, PackedConv, PackedUpsample
@@ -39,7 +40,7 @@ HEAD_SIZES = ((16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32))
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Block sizes of the matrix kernel; the defaults are chosen by arithmetic, not yet measured on a GPU."""
+    """Block sizes of the matrix kernel."""
 
     rows: int = 128
     outputs: int = 128
@@ -49,17 +50,40 @@ class Tuning:
     stages: int = 3
 
 
-TUNING = Tuning()
-
-
 def block_outputs(outputs: int) -> int:
-    """Outputs of a program of the matrix kernel: half of TUNING's where that leaves out a sixth of the work or more.
+    """Outputs of a program of the matrix kernel: 64 instead of 128 where that leaves out a sixth of the work or more.
 
     What lies beyond the last output is multiplied, bent and thrown away like the rest: of 144 outputs in blocks of 128
     that is 112 more, in blocks of 64 it is 48.
     """
-    whole, half = TUNING.outputs, TUNING.outputs // 2
-    return half if 6 * pad(outputs, half) <= 5 * pad(outputs, whole) else whole
+    return 64 if 6 * pad(outputs, 64) <= 5 * pad(outputs, 128) else 128
+
+
+def tuning(inputs: int, outputs: int, gelu: bool, residual: bool, half: bool = True) -> Tuning:
+    """Block sizes for a product: in half precision the fastest of those that spill no registers, or nearly so, of
+    sixteen measured on an H100 for every product of the released network (benchmarks/).
+
+    A short product is over before large blocks pay, and what waits for a residual waits better in small ones.
+    """
+    if not half:
+        return Tuning(outputs=64, inputs=32)  # shared memory and registers hold half as many numbers
+    block = block_outputs(outputs)
+    if residual:
+        return Tuning(outputs=64, warps=4) if inputs <= 400 or block == 64 else Tuning(stages=4)
+    if inputs <= 96:
+        return Tuning(outputs=64, warps=4) if gelu else Tuning(outputs=64, inputs=32, warps=4, stages=4)
+    return Tuning(outputs=block)
+
+
+def depthwise_block(channels: int, frames: int) -> tuple[int, int]:
+    """Channels of a program of the depthwise kernel and its warps, measured as `tuning` was; of one frame a token, not
+    measured."""
+    return (64, 8) if frames == FRAMES and channels < 512 else (32, 4)
+
+
+def joined_block(outputs: int, frames: int) -> int:
+    """Channels at once of the depthwise kernel that the projection behind it has joined, likewise."""
+    return 32 if frames == FRAMES and outputs > 64 else 16
 
 
 class FusedBlock(nn.Module):
@@ -146,8 +170,7 @@ class FusedBlock(nn.Module):
             HEADS=self.heads, SIZE_A=self.size_a, SIZE_B=self.size_b, SHIFT=self.shift, PRECISION=precision,
             num_warps=4,
         )  # fmt: skip
-        sums = _new_sums(rows, self.padded, x)
-        x = _linear(attended, self.proj_weight, self.proj_bias, residual=x, out_sums=sums).view(x.shape)
+        x, sums = _added(attended, self.proj_weight, self.proj_bias, x)
         hidden = _linear(x, self.expand_weight, self.expand_bias, gelu=True, norm=(self.expand_sums, sums, self.width))
         patches = batch * triton.cdiv(height, blocks.WINDOW) * triton.cdiv(width, blocks.WINDOW)
         channels = self.padded_hidden
@@ -157,16 +180,17 @@ class FusedBlock(nn.Module):
                 hidden, self.depthwise_weight, self.depthwise_bias, self.contract_weight, self.contract_bias,
                 x, out, sums, height, width,
                 CHANNELS=channels, OUTPUTS=self.padded, PRECISION=precision,
-                BLOCK=16, BLOCK_OUT=triton.next_power_of_2(self.padded), FRAMES=self.frames, num_warps=4,
+                BLOCK=joined_block(self.padded, self.frames), BLOCK_OUT=triton.next_power_of_2(self.padded),
+                FRAMES=self.frames, num_warps=4,
             )  # fmt: skip
             return out, sums
         mixed = torch.empty_like(hidden)
-        blocks.depthwise[patches, triton.cdiv(channels, 32)](
+        block, warps = depthwise_block(channels, self.frames)
+        blocks.depthwise[patches, triton.cdiv(channels, block)](
             hidden, self.depthwise_weight, self.depthwise_bias, mixed, height, width,
-            CHANNELS=channels, BLOCK=32, FRAMES=self.frames, num_warps=4,
+            CHANNELS=channels, BLOCK=block, FRAMES=self.frames, num_warps=warps,
         )  # fmt: skip
-        sums = _new_sums(rows, self.padded, x)
-        return _linear(mixed, self.contract_weight, self.contract_bias, residual=x, out_sums=sums).view(x.shape), sums
+        return _added(mixed, self.contract_weight, self.contract_bias, x)
 
 
 class FusedStage(SummedStage):
@@ -250,8 +274,13 @@ def _fits(block: nn.Module) -> bool:
     return block.window == blocks.WINDOW and block.attn.proj.in_features // block.attn.heads <= sum(HEAD_SIZES[-1])
 
 
-def _new_sums(rows: int, outputs: int, like: Tensor) -> Tensor:
-    return like.new_empty((triton.cdiv(outputs, block_outputs(outputs)), rows, 2), dtype=torch.float32)
+def _added(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """A product with a map added to it, of that map's shape, and its row sums."""
+    outputs, inputs = weight.shape
+    sizes = tuning(inputs, outputs, False, True, x.dtype != torch.float32)
+    parts, rows = triton.cdiv(outputs, sizes.outputs), x.numel() // inputs
+    sums = x.new_empty((parts, rows, 2), dtype=torch.float32)
+    return _linear(x, weight, bias, residual=residual, out_sums=sums, sizes=sizes).view(residual.shape), sums
 
 
 def _linear(
@@ -263,13 +292,16 @@ def _linear(
     norm: tuple[Tensor, Tensor, int] | None = None,
     residual: Tensor | None = None,
     out_sums: Tensor | None = None,
+    sizes: Tuning | None = None,
 ) -> Tensor:
-    """``norm``: column sums of the weight, row sums of x, number of true channels. Returns rows, outputs."""
+    """``norm``: column sums of the weight, row sums of x, number of true channels; ``sizes``: others than `tuning`'s.
+    Returns rows, outputs.
+    """
     outputs, inputs = weight.shape
     rows = x.numel() // inputs
     out = x.new_empty((rows, outputs))
-    tuning, block = TUNING, block_outputs(outputs)
-    grid = (triton.cdiv(rows, tuning.rows) * triton.cdiv(outputs, block),)
+    sizes = sizes or tuning(inputs, outputs, gelu, residual is not None, x.dtype != torch.float32)
+    grid = (triton.cdiv(rows, sizes.rows) * triton.cdiv(outputs, sizes.outputs),)
     blocks.linear[grid](
         x, weight, bias,
         norm[0] if norm else bias, norm[1] if norm else bias,
@@ -279,7 +311,7 @@ def _linear(
         WIDTH=norm[2] if norm else inputs, PARTS=norm[1].shape[0] if norm else 1,
         NORM=norm is not None, GELU=gelu, RESIDUAL=residual is not None, SUMS=out_sums is not None,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        BLOCK_ROWS=tuning.rows, BLOCK_OUT=block, BLOCK_IN=tuning.inputs, GROUP=tuning.group,
-        num_warps=tuning.warps, num_stages=tuning.stages,
+        BLOCK_ROWS=sizes.rows, BLOCK_OUT=sizes.outputs, BLOCK_IN=sizes.inputs, GROUP=sizes.group,
+        num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
     return out
