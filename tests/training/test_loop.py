@@ -7,6 +7,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -438,6 +439,17 @@ def test_several_makers_draw_samples_of_their_own_and_end_with_the_run(small_poo
     assert len({batch.luma.numpy().tobytes() for batch in drawn}) > 6
     items = [dataset.load_item(index) for index in range(len(dataset))]
     assert dataset.cached == (len(items), sum(map(dataset.footprint, items))), "decoded twice at once, kept once"
+
+
+def test_a_pool_takes_little_to_another_process_and_is_whole_there(small_pool: Path) -> None:
+    dataset = PoolDataset(small_pool, crop=(64, 64), neighbours=LITE.neighbours)
+    dataset.load_item(0)
+    sent = pickle.dumps(dataset)
+    # A pipe holds 64 KiB: with more, makers start one after the other.
+    assert len(sent) < 4096, "neither items nor the index, which grows with the pool"
+    arrived = pickle.loads(sent)
+    assert arrived.entries == dataset.entries and arrived.cached == (0, 0)
+    assert (arrived.load_item(1).source.y == dataset.load_item(1).source.y).all()
 
 
 def test_makers_may_be_processes_which_end_with_the_run(small_pool: Path) -> None:

@@ -233,7 +233,7 @@ class Trainer:
             while self.step < s.steps:
                 batch = next(drawn)
                 if not self._model_ready:
-                    self._prepare_model(batch)
+                    self._prepare_model(batch, time.monotonic() - started)
                 rate = learning_rate(self.step, s, self.seconds)
                 for optimiser in self.optimisers:
                     for group in optimiser.param_groups:
@@ -286,13 +286,14 @@ class Trainer:
             self.save()
         return self.out / "last.safetensors"
 
-    def _prepare_model(self, batch: Batch) -> None:
+    def _prepare_model(self, batch: Batch, waited: float) -> None:
         """Bring the network into the form that the settings ask for, once the first batch shows what comes."""
         self._model_ready = True
         if self.device.type != "cuda" or self.world > 1:
             return
-        form = "graph" if self.settings.form == "auto" else self.settings.form
+        form, begin = "graph" if self.settings.form == "auto" else self.settings.form, time.monotonic()
         self.model = in_form(self.network, form, batch, self.settings.precision)
+        self.say(f"first batch after {waited:.0f} s, network made ready in {time.monotonic() - begin:.0f} s")
 
     def _drawn(self, source: Batches, batches: Iterator[Batch], seed: int) -> Iterator[Batch]:
         """Batches from a reservoir that takes in what is there, and waits only for samples that are overdue."""
