@@ -56,19 +56,24 @@ TRAINED_SIZES = {"WIDE": 288, "BLOCK": depthwise.CHANNELS}
 Case = tuple[str, triton.JITFunction, dict[str, str], dict[str, object], int, int]
 
 
+def single(types: dict[str, str]) -> dict[str, str]:
+    """The same in single precision."""
+    return {name: FULL if of == HALF else of for name, of in types.items()}
+
+
 def product(name: str, inputs: int, outputs: int, kind: dict[str, object], half: bool = True) -> Case:
     """A product in the block sizes that the backend takes for it."""
     sizes = tuning(inputs, outputs, bool(kind["GELU"]), bool(kind["RESIDUAL"]), half)
     block = {"BLOCK_ROWS": sizes.rows, "BLOCK_OUT": sizes.outputs, "BLOCK_IN": sizes.inputs, "GROUP": sizes.group}
     constants = {"INPUTS": inputs, "OUTPUTS": outputs, **kind, **block}
-    types = LINEAR if half else {name: FULL if of == HALF else of for name, of in LINEAR.items()}
-    return name, blocks.linear, types, constants, sizes.warps, sizes.stages
+    return name, blocks.linear, LINEAR if half else single(LINEAR), constants, sizes.warps, sizes.stages
 
 
-def mixed(name: str, channels: int, frames: int) -> Case:
+def mixed(name: str, channels: int, frames: int, half: bool = True) -> Case:
     """The depthwise kernel, likewise."""
     block, warps = depthwise_block(channels, frames)
-    return name, blocks.depthwise, WIDE, {"CHANNELS": channels, "BLOCK": block, "FRAMES": frames}, warps, STAGES
+    constants = {"CHANNELS": channels, "BLOCK": block, "FRAMES": frames}
+    return name, blocks.depthwise, WIDE if half else single(WIDE), constants, warps, STAGES
 
 
 def joined(name: str, channels: int, frames: int) -> Case:
@@ -103,6 +108,7 @@ CASES = [
         {"HEADS": 8, "SIZE_A": 32, "SIZE_B": 16, "SHIFT": 4, "PRECISION": "tf32"},
         4,
     ),
+    mixed("single precision, depthwise", 368, 3, half=False),
     mixed("depthwise", 368, 3),
     mixed("depthwise, wide", 720, 3),
     mixed("depthwise, tokens of one frame", 384, 1),

@@ -7,6 +7,7 @@ import torch
 from networks import LITE_LIKE
 
 from vsdiqp.network import DiQP
+from vsdiqp.training import forms
 from vsdiqp.training.batches import Batch, predict
 from vsdiqp.training.forms import in_form
 
@@ -47,16 +48,23 @@ def test_a_recorded_network_gives_the_results_and_gradients_of_the_plain_one() -
             assert torch.allclose(a.grad, b.grad, rtol=1e-2, atol=1e-3 * a.grad.abs().max().item()), name
 
 
+def test_recordings_leave_other_threads_alone_whatever_torch_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, capture_error_mode: modes.append(capture_error_mode))
+    with forms._others_going_on():
+        torch.cuda.graph(None, capture_error_mode="global")  # as make_graphed_callables does from torch 2.14 on
+    assert modes == ["thread_local"]
+
+
 @pytest.mark.gpu
 def test_recording_does_not_mind_batches_that_are_pinned_meanwhile() -> None:
     network = DiQP(LITE_LIKE).cuda()
     done = threading.Event()
 
     def pin() -> None:
-        size = 1 << 16
-        while not done.is_set():
-            size += 1 << 12  # never one that torch has kept
-            torch.empty(size).pin_memory()
+        held = []  # so that torch has none to give again
+        while not done.is_set() and len(held) < 2000:
+            held.append(torch.empty(1 << 16).pin_memory())
 
     others = threading.Thread(target=pin)
     others.start()

@@ -35,7 +35,8 @@ constexpr int WINDOW = 16;
 constexpr int LEVELS = 4;
 /// Longest vector along an axis, in samples of level 0. Frames farther apart in motion are not aligned.
 constexpr int REACH = 72;
-/// Samples that every plane goes on beyond its edges, repeating them: REACH, half a window's excess, the taps.
+/// Samples that every plane goes on beyond its edges, repeating them: REACH, half a window's excess, the taps, and what
+/// is gathered around.
 constexpr int PAD = 96;
 /// What a vector costs for every sample that it differs from where the search started, twice this for every two.
 constexpr int PENALTY = 24;

@@ -60,8 +60,8 @@ def block_outputs(outputs: int) -> int:
 
 
 def tuning(inputs: int, outputs: int, gelu: bool, residual: bool, half: bool = True) -> Tuning:
-    """Block sizes for a product: in half precision the fastest of those that spill no registers, or nearly so, of
-    sixteen measured on an H100 for every product of the released network (benchmarks/).
+    """Block sizes for a product: in half precision near the fastest that spill no registers, of up to seventeen timed
+    on an H100 for each product of the released network (benchmarks/2026-11-27).
 
     A short product is over before large blocks pay, and what waits for a residual waits better in small ones.
     """
@@ -69,21 +69,22 @@ def tuning(inputs: int, outputs: int, gelu: bool, residual: bool, half: bool = T
         return Tuning(outputs=64, inputs=32)  # shared memory and registers hold half as many numbers
     block = block_outputs(outputs)
     if residual:
-        return Tuning(outputs=64, warps=4) if inputs <= 400 or block == 64 else Tuning(stages=4)
+        return Tuning(outputs=64, warps=4) if inputs <= 800 or block == 64 else Tuning(stages=4)
     if inputs <= 96:
         return Tuning(outputs=64, warps=4) if gelu else Tuning(outputs=64, inputs=32, warps=4, stages=4)
     return Tuning(outputs=block)
 
 
 def depthwise_block(channels: int, frames: int) -> tuple[int, int]:
-    """Channels of a program of the depthwise kernel and its warps, measured as `tuning` was; of one frame a token, not
-    measured."""
+    """Channels of a program of the depthwise kernel and its warps: what was faster on an H100 for most sizes of the
+    released network; with one frame a token nothing was timed."""
     return (64, 8) if frames == FRAMES and channels < 512 else (32, 4)
 
 
-def joined_block(outputs: int, frames: int) -> int:
-    """Channels at once of the depthwise kernel that the projection behind it has joined, likewise."""
-    return 32 if frames == FRAMES and outputs > 64 else 16
+def joined_block(outputs: int, frames: int, half: bool = True) -> int:
+    """Channels at once of the depthwise kernel that has the projection behind it in it, likewise. (In single precision,
+    which is for checks, it spills registers with any.)"""
+    return 32 if half and frames == FRAMES and outputs > 64 else 16
 
 
 class FusedBlock(nn.Module):
@@ -180,8 +181,8 @@ class FusedBlock(nn.Module):
                 hidden, self.depthwise_weight, self.depthwise_bias, self.contract_weight, self.contract_bias,
                 x, out, sums, height, width,
                 CHANNELS=channels, OUTPUTS=self.padded, PRECISION=precision,
-                BLOCK=joined_block(self.padded, self.frames), BLOCK_OUT=triton.next_power_of_2(self.padded),
-                FRAMES=self.frames, num_warps=4,
+                BLOCK=joined_block(self.padded, self.frames, x.dtype != torch.float32),
+                BLOCK_OUT=triton.next_power_of_2(self.padded), FRAMES=self.frames, num_warps=4,
             )  # fmt: skip
             return out, sums
         mixed = torch.empty_like(hidden)

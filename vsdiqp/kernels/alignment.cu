@@ -78,8 +78,7 @@ namespace diqp_motion {
 __device__ inline void eight(const diqp_byte *p, unsigned *out) {
     const unsigned beyond = (unsigned)(size_t)p & 3, shift = 8 * beyond;
     const unsigned *words = (const unsigned *)(p - beyond);
-    // Through the read-only path: nothing here writes planes, and a block's own window is then read once for all that
-    // it is compared with.
+    // Through the read-only path: nothing here writes planes.
     const unsigned first = __ldg(words), second = __ldg(words + 1), third = __ldg(words + 2);
     out[0] = __funnelshift_r(first, second, shift);
     out[1] = __funnelshift_r(second, third, shift);

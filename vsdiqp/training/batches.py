@@ -282,7 +282,8 @@ class _Made(IterableDataset[Batch | Exception]):
     def __iter__(self) -> Iterator[Batch | Exception]:
         worker = get_worker_info()
         assert worker is not None
-        # What torch's libraries tear down at the end of a process does not always end well.
+        # What torch's libraries tear down at the end of a process does not always end well. Nothing is lost: makers
+        # write no files, and what goes wrong in them is in the batches.
         atexit.register(os._exit, 0)
         keep_freed_memory()
         self._dataset.cache_bytes //= self._makers

@@ -201,14 +201,15 @@ class PoolDataset:
         return item.nbytes + len(item.degraded) * motion_bytes(frames, height, width, self.neighbours)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: everything but what this one has decoded, and what is in the pool's folder anyway: while
-        megabytes wait for a process to come up and read them, the next one is not started."""
+        """For another process: everything but what this one has decoded, and the index, which lies in the pool. A pipe
+        holds 64 KiB: with more, each process must come up and read before the next is started."""
         return {**self.__dict__, "_kept": {}, "_bytes": 0, "_lock": None, "_entries": [], "_offset": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """See `__getstate__`."""
         self.__dict__.update(state, _lock=threading.Lock())
-        self.refresh()
+        if self.refresh() == 0:
+            raise DiqpError(f"{self.folder / INDEX} has no items any more; make the pool anew")
 
     def _decode(self, entry: dict[str, Any]) -> DecodedItem:
         source = decode(read_stream(self.folder, entry, entry["source"]))

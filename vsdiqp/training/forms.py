@@ -6,7 +6,6 @@ that are all alike, which those of a run are.
 """
 
 import contextlib
-import functools
 import importlib.util
 from collections.abc import Iterator
 from typing import Any
@@ -65,10 +64,15 @@ class Recorded(nn.Module):
 @contextlib.contextmanager
 def _others_going_on() -> Iterator[None]:
     """Recordings of this thread do not mind what other threads do: by default a batch that is put into page-locked
-    memory meanwhile ends them. `make_graphed_callables` leaves no choice, but takes what it finds.
+    memory meanwhile ends them. `make_graphed_callables` of torch before 2.14 leaves no choice, but records with what
+    it finds in `torch.cuda`.
     """
     plain = torch.cuda.graph
-    torch.cuda.graph = functools.partial(plain, capture_error_mode="thread_local")  # type: ignore[misc, assignment]
+
+    def patient(*arguments: Any, **named: Any) -> Any:
+        return plain(*arguments, **{**named, "capture_error_mode": "thread_local"})
+
+    torch.cuda.graph = patient  # type: ignore[misc, assignment]
     try:
         yield
     finally:

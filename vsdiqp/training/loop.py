@@ -293,7 +293,8 @@ class Trainer:
             return
         form, begin = "graph" if self.settings.form == "auto" else self.settings.form, time.monotonic()
         self.model = in_form(self.network, form, batch, self.settings.precision)
-        self.say(f"first batch after {waited:.0f} s, network made ready in {time.monotonic() - begin:.0f} s")
+        recorded = f", network recorded in {time.monotonic() - begin:.0f} s" if form == "graph" else ""
+        self.say(f"first batch after {waited:.0f} s{recorded}")
 
     def _drawn(self, source: Batches, batches: Iterator[Batch], seed: int) -> Iterator[Batch]:
         """Batches from a reservoir that takes in what is there, and waits only for samples that are overdue."""

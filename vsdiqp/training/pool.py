@@ -294,7 +294,7 @@ def _items(indices: range, folder: Path, seed: int, processes: int, settings: Po
         _start(folder, seed, settings)
         yield from map(_work, indices)
         return
-    import torch  # noqa: F401 - what keeps workers from starting would be met by each that takes a dead one's place
+    import torch  # noqa: F401 - a worker that cannot import it is replaced for ever: fail here instead
 
     # "spawn" rather than "fork": torch and the encoders hold threads that a fork would leave behind.
     context = multiprocessing.get_context("spawn")
