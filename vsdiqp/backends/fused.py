@@ -275,10 +275,12 @@ def _fits(block: nn.Module) -> bool:
     return block.window == blocks.WINDOW and block.attn.proj.in_features // block.attn.heads <= sum(HEAD_SIZES[-1])
 
 
-def _added(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """A product with a map added to it, of that map's shape, and its row sums."""
+def _added(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, sizes: Tuning | None = None
+) -> tuple[Tensor, Tensor]:
+    """A product with a map added to it, of that map's shape, and its row sums. ``sizes``: as `_linear`'s."""
     outputs, inputs = weight.shape
-    sizes = tuning(inputs, outputs, False, True, x.dtype != torch.float32)
+    sizes = sizes or tuning(inputs, outputs, False, True, x.dtype != torch.float32)
     parts, rows = triton.cdiv(outputs, sizes.outputs), x.numel() // inputs
     sums = x.new_empty((parts, rows, 2), dtype=torch.float32)
     return _linear(x, weight, bias, residual=residual, out_sums=sums, sizes=sizes).view(residual.shape), sums
