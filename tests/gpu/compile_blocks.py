@@ -12,8 +12,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vsdiqp.backends.fused import Tuning, depthwise_block, joined_block, tuning
-from vsdiqp.backends.fused_cells import WARPS
-from vsdiqp.kernels import blocks, cells, depthwise, joins
+from vsdiqp.backends.fused_cells import CONVOLUTION, WARPS
+from vsdiqp.kernels import blocks, cells, convolutions, depthwise, joins
 
 HALF, FULL, COUNT, SIXTEENS = "*fp16", "*fp32", "i32", "i32:16"
 SIZES = {"height": COUNT, "width": COUNT}
@@ -34,8 +34,9 @@ HEAD |= SIDES
 LITE, BASE = ({"NEAR": n, "FAR": 2, "NEAR_BLOCK": block, "FAR_BLOCK": 2} for n, block in ((4, 4), (5, 8)))
 EXTREMES = {"tile": FULL, "out": FULL, "planes": COUNT, **SIDES}
 SHARES = {"extremes": FULL, "out": FULL, "blocks": COUNT, "down": COUNT, "across": COUNT}
-FINISH = {"y": HALF, "bias": HALF, "modulation": HALF, "add": HALF, "out": HALF, "size": SIXTEENS}
-FINISHED = {"MODULATE": True, "RELU": True, "ADD": True, "BLOCK": cells.VALUES}
+CONVOLVE = {name: HALF for name in ("x", "weight", "bias", "modulation", "add", "out")}
+CONVOLVE |= {"height": COUNT, "width": COUNT, "images_an_item": COUNT}
+CONVOLVED = {"BIAS": True, "MODULATE": True, "RELU": True, "ADD": True, "PRECISION": "tf32", "BLOCK": CONVOLUTION.cells}
 
 PLACED = {"rows": COUNT, "height": SIXTEENS, "width": SIXTEENS}
 JOIN = {"x": HALF, "first": HALF, "second": HALF, "pattern": HALF, "out": HALF, **PLACED}
@@ -84,6 +85,13 @@ def joined(name: str, channels: int, frames: int) -> Case:
     return name, blocks.depthwise_linear, NARROW_TYPES, constants, 4, STAGES
 
 
+def convolved(name: str, channels: int, block: int) -> Case:
+    """A 3x3 convolution, likewise."""
+    constants = {**CONVOLVED, "INPUTS": channels, "OUTPUTS": channels, "BLOCK_OUT": block}
+    constants |= {"SIZE_A": 32, "SIZE_B": channels - 32}
+    return name, convolutions.convolve, CONVOLVE, constants, CONVOLUTION.warps, CONVOLUTION.stages
+
+
 CASES = [
     ("training, depthwise", depthwise.forward_kernel, TRAINED, TRAINED_SIZES, 4),
     ("training, inner gradient", depthwise.inner_gradient_kernel, INNER, TRAINED_SIZES, 4),
@@ -128,11 +136,11 @@ CASES = [
     ("head residual, base", cells.head_residual, HEAD, {**BASE, "CHANNELS": 32}, WARPS),
     ("block extremes", cells.block_extremes, EXTREMES, {"BLOCK": cells.BLOCKS}, WARPS),
     ("block shares", cells.block_shares, SHARES, {"BLOCK": cells.SHARES}, WARPS),
-    ("finish, 32 channels", cells.finish, FINISH, {**FINISHED, "CHANNELS": 32}, WARPS),
+    convolved("convolution, 32 channels", 32, 32),
+    convolved("convolution, 48 channels", 48, 64),
     ("join", joins.join, JOIN, GUIDED, WARPS),
     ("join, patches", joins.join, JOIN, {**GUIDED, "SIDE": 2, "SECOND": 3}, WARPS),
     ("enter", joins.enter, ENTER, ENTERED, WARPS),
-    ("finish, 48 channels", cells.finish, FINISH, {**FINISHED, "CHANNELS": 48}, WARPS),
 ]
 POINTWISE = (
     "training",
@@ -143,7 +151,6 @@ POINTWISE = (
     "head residual",
     "block extremes",
     "block shares",
-    "finish",
     "join",
     "enter",
 )

@@ -2,6 +2,7 @@
 them. They read the weights where they lie, so networks are rounded before.
 """
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor, nn
 
-from vsdiqp.kernels import cells
+from vsdiqp.kernels import cells, convolutions
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.diqp import DiQP
 from vsdiqp.network.stem import CELL_INPUTS, QUIET, CellHead, CellStem, FrameBlock, beside_inputs, near_and_far
@@ -17,8 +18,20 @@ from vsdiqp.network.stem import CELL_INPUTS, QUIET, CellHead, CellStem, FrameBlo
 WARPS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class ConvolutionSizes:
+    """Of a program of the convolution kernel."""
+
+    cells: int = 128
+    warps: int = 4
+    stages: int = 3
+
+
+CONVOLUTION = ConvolutionSizes()
+
+
 class FusedFrameBlock(nn.Module):
-    """A frame block whose convolutions are each followed by one pass."""
+    """A frame block of two launches."""
 
     def __init__(self, block: FrameBlock):
         super().__init__()
@@ -26,8 +39,8 @@ class FusedFrameBlock(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """As `FrameBlock`."""
-        y = _convolve(self.conv1, x, modulation=self.modulate(code), relu=True)
-        return _convolve(self.conv2, y, add=x)
+        y = convolve(self.conv1, x, modulation=self.modulate(code), relu=True)
+        return convolve(self.conv2, y, add=x)
 
 
 class FusedCellStem(CellStem):
@@ -39,7 +52,7 @@ class FusedCellStem(CellStem):
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """As `CellStem`."""
-        features = _convolve(self.project, x, relu=True)
+        features = convolve(self.project, x, relu=True)
         for block in self.blocks:
             features = block(features, code)
         return features
@@ -56,7 +69,7 @@ class FusedCellHead(CellHead):
         """As `CellHead`, less the last bias."""
         for block in self.blocks:
             features = block(features, code)
-        return F.conv2d(features, self.project.weight, padding=1)
+        return convolve(self.project, features, bias=False)
 
 
 class FusedCellSteps:
@@ -139,24 +152,43 @@ def _fused_blocks(blocks: nn.ModuleList) -> nn.ModuleList:
     return nn.ModuleList(FusedFrameBlock(cast(FrameBlock, block)) for block in blocks)
 
 
-def _convolve(
-    convolution: nn.Conv2d, x: Tensor, modulation: Tensor | None = None, relu: bool = False, add: Tensor | None = None
+def convolve(
+    convolution: nn.Conv2d,
+    x: Tensor,
+    *,
+    bias: bool = True,
+    modulation: Tensor | None = None,
+    relu: bool = False,
+    add: Tensor | None = None,
+    sizes: ConvolutionSizes | None = None,
 ) -> Tensor:
-    """A 3x3 convolution of channels-last images and what follows it. modulation: B, 2 C; add: as the result."""
-    # Without its bias, for which torch makes a pass of its own.
-    y = F.conv2d(x, convolution.weight, padding=1).contiguous(memory_format=torch.channels_last)
-    bias = convolution.bias
-    assert bias is not None
-    channels = y.shape[1]
-    items = y.shape[0] // FRAMES
-    size = y.numel() // items
-    cells.finish[triton.cdiv(size, cells.VALUES), items](
-        y, bias, bias if modulation is None else modulation.contiguous(),
-        y if add is None else add.contiguous(memory_format=torch.channels_last), y, size,
-        CHANNELS=channels, MODULATE=modulation is not None, RELU=relu, ADD=add is not None,
-        BLOCK=cells.VALUES, num_warps=WARPS,
+    """A 3x3 convolution of channels-last images and what follows it. modulation: B, 2 C; add: as the result.
+
+    ``sizes``: others than the default.
+    """
+    weight = convolution.weight.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    images, inputs, height, width = x.shape
+    outputs = len(weight)
+    y = x.new_empty((images, height, width, outputs)).permute(0, 3, 1, 2)
+    offsets = convolution.bias
+    assert offsets is not None
+    first = 1 << (inputs.bit_length() - 1)
+    sizes = sizes or CONVOLUTION
+    convolutions.convolve[triton.cdiv(height * width, sizes.cells), images](
+        x, weight, offsets, offsets if modulation is None else modulation.contiguous(),
+        x if add is None else add.contiguous(memory_format=torch.channels_last), y, height, width, FRAMES,
+        INPUTS=inputs, OUTPUTS=outputs, SIZE_A=first, SIZE_B=_least_power(inputs - first),
+        BLOCK_OUT=_least_power(outputs), BIAS=bias, MODULATE=modulation is not None, RELU=relu, ADD=add is not None,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",  # means nothing to half precision
+        BLOCK=sizes.cells, num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
     return y
+
+
+def _least_power(count: int) -> int:
+    """The least power of two that is not below ``count``, and 16, which tensor cores take at least; 0 for 0."""
+    return max(16, triton.next_power_of_2(count)) if count else 0
 
 
 def _rectangles(tile: Tensor) -> tuple[int, int]:

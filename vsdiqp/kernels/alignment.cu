@@ -342,43 +342,61 @@ extern "C" __global__ void search_blocks(const Motion m) {
     }
 }
 
-// Grid: (tile height, neighbours of all frames, tiles). A block makes one row of one neighbour in one tile.
+// Grid: (rows of blocks in a tile, neighbours of all frames, tiles). A block makes one row of the frame's blocks of one
+// neighbour in one tile. A thread makes a column of a block: what its lines are across is summed once for all rows that
+// they go into, which are next to each other.
 extern "C" __global__ void move_luma(const Move p) {
-    const int row = blockIdx.x, seen = blockIdx.y, tile = blockIdx.z;
+    const int seen = blockIdx.y, tile = blockIdx.z;
     const int width = p.tiling.width, height = p.tiling.height;
     const int index = p.first_tile + tile, pair = p.pair[seen];
-    const int left = p.tiling.left[index % p.tiling.columns], y = p.tiling.top[index / p.tiling.columns] + row;
+    const int left = p.tiling.left[index % p.tiling.columns], top = p.tiling.top[index / p.tiling.columns];
+    const int down = top / BLOCK + (int)blockIdx.x, above = down * BLOCK - top;
+    if (above >= height)
+        return;
     const float *luma = p.luma + (size_t)p.frame[seen] * p.height * p.pitch;
     const short *vectors = p.vectors;
     if (pair >= 0)
-        vectors += 2 * ((size_t)pair * p.high + clamp_index(y / BLOCK, p.high)) * p.wide;
-    float *out = p.beside + (((size_t)tile * PAIRS + seen) * height + row) * width;
+        vectors += 2 * ((size_t)pair * p.high + clamp_index(down, p.high)) * p.wide;
+    float *out = p.beside + ((size_t)tile * PAIRS + seen) * height * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
         const int x = left + i, block = 2 * clamp_index(x / BLOCK, p.wide);
         const int vx = pair < 0 ? 0 : vectors[block], vy = pair < 0 ? 0 : vectors[block + 1];
-        const int from_x = x + (vx >> 2), from_y = y + (vy >> 2);
+        const int from_x = x + (vx >> 2), from_y = down * BLOCK + (vy >> 2);
+        float made[BLOCK];
         if (((vx | vy) & 3) == 0) {
-            out[i] = luma[(size_t)clamp_index(from_y, p.height) * p.pitch + clamp_index(from_x, p.width)];
-            continue;
-        }
-        int column[TAPS];
-        float weight[TAPS];
+            const int column = clamp_index(from_x, p.width);
 #pragma unroll
-        for (int k = 0; k < TAPS; ++k) {
-            column[k] = clamp_index(from_x - TAPS_BEFORE + k, p.width);
-            weight[k] = diqp_motion::tap_weight(vx & 3, k);
-        }
-        float sum = 0.0f;
+            for (int r = 0; r < BLOCK; ++r)
+                made[r] = __ldg(luma + (size_t)clamp_index(from_y + r, p.height) * p.pitch + column);
+        } else {
+            int column[TAPS];
+            float weight[TAPS], weight_down[TAPS];
 #pragma unroll
-        for (int j = 0; j < TAPS; ++j) {
-            const float *line = luma + (size_t)clamp_index(from_y - TAPS_BEFORE + j, p.height) * p.pitch;
-            float across = 0.0f;
+            for (int k = 0; k < TAPS; ++k) {
+                column[k] = clamp_index(from_x - TAPS_BEFORE + k, p.width);
+                weight[k] = diqp_motion::tap_weight(vx & 3, k);
+                weight_down[k] = diqp_motion::tap_weight(vy & 3, k);
+            }
 #pragma unroll
-            for (int k = 0; k < TAPS; ++k)
-                across += weight[k] * __ldg(line + column[k]);
-            sum += diqp_motion::tap_weight(vy & 3, j) * across;
+            for (int r = 0; r < BLOCK; ++r)
+                made[r] = 0.0f;
+#pragma unroll
+            for (int n = 0; n < BLOCK + TAPS - 1; ++n) {
+                const float *line = luma + (size_t)clamp_index(from_y - TAPS_BEFORE + n, p.height) * p.pitch;
+                float across = 0.0f;
+#pragma unroll
+                for (int k = 0; k < TAPS; ++k)
+                    across += weight[k] * __ldg(line + column[k]);
+#pragma unroll
+                for (int j = 0; j < TAPS; ++j)
+                    if (n - j >= 0 && n - j < BLOCK)
+                        made[n - j] += weight_down[j] * across;
+            }
         }
-        out[i] = sum;
+#pragma unroll
+        for (int r = 0; r < BLOCK; ++r)
+            if (above + r >= 0 && above + r < height)
+                out[(size_t)(above + r) * width + i] = made[r];
     }
 }
 

@@ -160,7 +160,8 @@ class AlignmentProgram:
         record["high"], record["wide"] = self._searched.planes[0].blocks
         record["frame"], record["pair"] = np.transpose(pairs.seen)
         record["first_tile"], record["beside"] = first, beside
-        return Launch("move_luma", record, (self._plan.rows.side, len(pairs.seen), count))
+        rows = (self._plan.rows.side + BLOCK - 2) // BLOCK + 1  # as many as a tile that starts anywhere may touch
+        return Launch("move_luma", record, (rows, len(pairs.seen), count))
 
     def _motion(self, pairs: Pairs) -> Record:
         record = np.zeros(1, self._kernels["search_planes"])

@@ -8,7 +8,6 @@ everything else that has a picture's size.
   are, turned to (cells, channels) on chip and written as runs of channels. Local means come from a map of cells' means.
 - The head's residual: the same rectangles. Where a picture was drawn as it is (`stem.liveliness`) is known a block: one
   pass over the tile leaves extremes of blocks, a small one makes shares of them.
-- What follows a convolution (its bias, modulation, ReLU, residual sum) in one pass over the features.
 
 All arithmetic is fp32, rounded once where it is stored, and no result depends on the batch. Offsets are 64 bits from
 item to item and 32 inside one: seen frames times pixels of a tile, and channels times cells, stay below 2^31.
@@ -28,8 +27,6 @@ BLOCKS = 32
 """Blocks of a program in `block_extremes`."""
 SHARES = 256
 """Blocks of a program in `block_shares`."""
-VALUES = 2048
-"""Values of a program in `finish`."""
 
 _DOWN = tl.constexpr(CELLS_DOWN)
 _ACROSS = tl.constexpr(CELLS_ACROSS)
@@ -303,39 +300,3 @@ def head_residual(
         chroma *= unit * tl.load(live + colour * FRAMES * blocks, mask=inside, other=0.0)
         rows = tl.zeros((2, _PIXELS), dtype=tl.float32) + tl.interleave(chroma, chroma)[None, :]
         tl.store(to + colour * FRAMES * plane, rows, mask=there[None, :])
-
-
-@triton.jit
-def finish(
-    y,
-    bias,
-    modulation,
-    add,
-    out,
-    size,
-    CHANNELS: tl.constexpr,
-    MODULATE: tl.constexpr,
-    RELU: tl.constexpr,
-    ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """What follows a convolution: bias, then what is asked for of modulation, ReLU and a sum. Grid: (size / BLOCK, B).
-
-    y, add, out: B, ``size`` values, whose last axis is CHANNELS; bias: CHANNELS; modulation: B, 2, CHANNELS: what to
-    multiply by, less one, and what to add. ``out`` may be y.
-    """
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    item = tl.program_id(1)
-    there = at < size
-    channel = at % CHANNELS
-    start = item.to(tl.int64) * size
-    value = tl.load(y + start + at, mask=there, other=0.0).to(tl.float32)
-    value += tl.load(bias + channel).to(tl.float32)
-    if MODULATE:
-        factors = modulation + item * (2 * CHANNELS) + channel
-        value = value * (1 + tl.load(factors).to(tl.float32)) + tl.load(factors + CHANNELS).to(tl.float32)
-    if RELU:
-        value = tl.maximum(value, 0.0)
-    if ADD:
-        value += tl.load(add + start + at, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + start + at, value.to(out.dtype.element_ty), mask=there)
