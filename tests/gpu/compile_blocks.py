@@ -34,7 +34,7 @@ HEAD |= SIDES
 LITE, BASE = ({"NEAR": n, "FAR": 2, "NEAR_BLOCK": block, "FAR_BLOCK": 2} for n, block in ((4, 4), (5, 8)))
 EXTREMES = {"tile": FULL, "out": FULL, "planes": COUNT, **SIDES}
 SHARES = {"extremes": FULL, "out": FULL, "blocks": COUNT, "down": COUNT, "across": COUNT}
-CONVOLVE = {name: HALF for name in ("x", "weight", "bias", "modulation", "add", "out")}
+CONVOLVE = dict.fromkeys(("x", "weight", "bias", "modulation", "add", "out"), HALF)
 CONVOLVE |= {"height": COUNT, "width": COUNT, "images_an_item": COUNT}
 CONVOLVED = {"BIAS": True, "MODULATE": True, "RELU": True, "ADD": True, "PRECISION": "tf32", "BLOCK": CONVOLUTION.cells}
 

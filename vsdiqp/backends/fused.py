@@ -7,12 +7,14 @@ everything else to multiples of 16 (8 for convolutions).
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor, nn
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vsdiqp.backends.fused_cells import fuse_cells
 from vsdiqp.backends.fused_joins import (
@@ -301,20 +303,34 @@ def _linear(
     Returns rows, outputs.
     """
     outputs, inputs = weight.shape
-    rows = x.numel() // inputs
+    x = x.view(-1, inputs)
+    rows = len(x)
     out = x.new_empty((rows, outputs))
-    sizes = sizes or tuning(inputs, outputs, gelu, residual is not None, x.dtype != torch.float32)
+    half = x.dtype != torch.float32
+    sizes = sizes or tuning(inputs, outputs, gelu, residual is not None, half)
+    described = half and describes(x.device)
+
+    def given(matrix: Tensor, high: int, wide: int) -> Tensor | TensorDescriptor:
+        return TensorDescriptor.from_tensor(matrix, [high, wide]) if described else matrix
+
     grid = (triton.cdiv(rows, sizes.rows) * triton.cdiv(outputs, sizes.outputs),)
     blocks.linear[grid](
-        x, weight, bias,
+        given(x, sizes.rows, sizes.inputs), given(weight, sizes.outputs, sizes.inputs), bias,
         norm[0] if norm else bias, norm[1] if norm else bias,
-        x if residual is None else residual, out, bias if out_sums is None else out_sums,
+        given(out if residual is None else residual.view(rows, outputs), sizes.rows, sizes.outputs),
+        given(out, sizes.rows, sizes.outputs), bias if out_sums is None else out_sums,
         rows,
         INPUTS=inputs, OUTPUTS=outputs,
         WIDTH=norm[2] if norm else inputs, PARTS=norm[1].shape[0] if norm else 1,
         NORM=norm is not None, GELU=gelu, RESIDUAL=residual is not None, SUMS=out_sums is not None,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        BLOCK_ROWS=sizes.rows, BLOCK_OUT=sizes.outputs, BLOCK_IN=sizes.inputs, GROUP=sizes.group,
+        PRECISION="tf32" if half else "ieee",
+        BLOCK_ROWS=sizes.rows, BLOCK_OUT=sizes.outputs, BLOCK_IN=sizes.inputs, GROUP=sizes.group, DESCRIBED=described,
         num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
     return out
+
+
+@cache
+def describes(device: torch.device) -> bool:
+    """Whether the matrix kernel is given tensor descriptors: on Hopper, where that was measured to be faster."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

@@ -93,10 +93,13 @@ def linear(
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     GROUP: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):
     """``out = epilogue(x weight^T)``. Grid: row blocks * output blocks.
 
     x: rows, INPUTS; weight: OUTPUTS, INPUTS; bias, column_sums: OUTPUTS fp32; residual, out: rows, OUTPUTS.
+    DESCRIBED: these four, but not bias and column_sums, are tensor descriptors of blocks, which Hopper's copy engine
+    reads and writes: no addresses and masks to reckon, and zeros beyond the edges.
     NORM: LayerNorm over the first WIDTH channels of x, whose sums are given in PARTS. RESIDUAL: add ``residual``.
     SUMS: leave the sums of ``out`` (one part an output block). Programs run in groups of GROUP row blocks, so that the
     rows they share stay in the cache.
@@ -118,14 +121,20 @@ def linear(
 
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     for start in range(0, INPUTS, BLOCK_IN):
-        k = start + tl.arange(0, BLOCK_IN)
-        k_inside = k < INPUTS
-        a = tl.load(
-            x + wide_row[:, None] * INPUTS + k[None, :], mask=row_inside[:, None] & k_inside[None, :], other=0.0
-        )
-        b = tl.load(
-            weight + column[None, :] * INPUTS + k[:, None], mask=k_inside[:, None] & column_inside[None, :], other=0.0
-        )
+        if DESCRIBED:
+            a = x.load([row_block * BLOCK_ROWS, start])
+            b = tl.trans(weight.load([out_block * BLOCK_OUT, start]))
+        else:
+            k = start + tl.arange(0, BLOCK_IN)
+            k_inside = k < INPUTS
+            a = tl.load(
+                x + wide_row[:, None] * INPUTS + k[None, :], mask=row_inside[:, None] & k_inside[None, :], other=0.0
+            )
+            b = tl.load(
+                weight + column[None, :] * INPUTS + k[:, None],
+                mask=k_inside[:, None] & column_inside[None, :],
+                other=0.0,
+            )
         total = tl.dot(a, b, total, input_precision=PRECISION)
 
     if NORM:
@@ -142,13 +151,19 @@ def linear(
         total = (total - mean[:, None] * colsum[None, :]) * scale[:, None]
     total += tl.load(bias + column, mask=column_inside, other=0.0)[None, :]
     if GELU:
-        total = _gelu(total, x.dtype.element_ty == tl.float32)
+        total = _gelu(total, PRECISION == "ieee")
     at = wide_row[:, None] * OUTPUTS + column[None, :]
     inside = row_inside[:, None] & column_inside[None, :]
-    if RESIDUAL:
-        total += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    value = total.to(out.dtype.element_ty)
-    tl.store(out + at, value, mask=inside)
+    if DESCRIBED:
+        if RESIDUAL:
+            total += residual.load([row_block * BLOCK_ROWS, out_block * BLOCK_OUT]).to(tl.float32)
+        value = total.to(out.dtype)
+        out.store([row_block * BLOCK_ROWS, out_block * BLOCK_OUT], value)
+    else:
+        if RESIDUAL:
+            total += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        value = total.to(out.dtype.element_ty)
+        tl.store(out + at, value, mask=inside)
     if SUMS:
         stored = tl.where(inside, value.to(tl.float32), 0.0)
         at_sums = out_sums + (wide_row + out_block * rows) * 2
