@@ -50,6 +50,8 @@ class Tuning:
     group: int = 8
     warps: int = 8
     stages: int = 3
+    stay: int = 0
+    """Programs of every multiprocessor that take block after block; 0: a program a block."""
 
 
 def block_outputs(outputs: int) -> int:
@@ -61,15 +63,25 @@ def block_outputs(outputs: int) -> int:
     return 64 if 6 * pad(outputs, 64) <= 5 * pad(outputs, 128) else 128
 
 
-def tuning(inputs: int, outputs: int, gelu: bool, residual: bool, half: bool = True) -> Tuning:
+def tuning(inputs: int, outputs: int, gelu: bool, residual: bool, half: bool = True, described: bool = False) -> Tuning:
     """Block sizes for a product: in half precision near the fastest that spill no registers, of up to seventeen timed
-    on an H100 for each product of the released network (benchmarks/2026-11-27).
+    for each product of the released network, on an H100, ``described`` on an H200 (benchmarks/2026-11-27).
 
     A short product is over before large blocks pay, and what waits for a residual waits better in small ones.
     """
     if not half:
         return Tuning(outputs=64, inputs=32)  # shared memory and registers hold half as many numbers
     block = block_outputs(outputs)
+    if described:
+        if residual:
+            if inputs > 1536:
+                return Tuning(outputs=256)
+            return Tuning(outputs=64 if inputs <= 192 else block, warps=4, stages=2 if inputs <= 192 else 3)
+        if inputs > 192:
+            return Tuning(outputs=block, warps=4)
+        if gelu and inputs > 96:
+            return Tuning(rows=64, outputs=128, warps=4, stay=2)
+        return Tuning(outputs=64, warps=4, stay=2)
     if residual:
         return Tuning(outputs=64, warps=4) if inputs <= 800 or block == 64 else Tuning(stages=4)
     if inputs <= 96:
@@ -282,7 +294,8 @@ def _added(
 ) -> tuple[Tensor, Tensor]:
     """A product with a map added to it, of that map's shape, and its row sums. ``sizes``: as `_linear`'s."""
     outputs, inputs = weight.shape
-    sizes = sizes or tuning(inputs, outputs, False, True, x.dtype != torch.float32)
+    half = x.dtype != torch.float32
+    sizes = sizes or tuning(inputs, outputs, False, True, half, half and describes(x.device))
     parts, rows = triton.cdiv(outputs, sizes.outputs), x.numel() // inputs
     sums = x.new_empty((parts, rows, 2), dtype=torch.float32)
     return _linear(x, weight, bias, residual=residual, out_sums=sums, sizes=sizes).view(residual.shape), sums
@@ -307,14 +320,15 @@ def _linear(
     rows = len(x)
     out = x.new_empty((rows, outputs))
     half = x.dtype != torch.float32
-    sizes = sizes or tuning(inputs, outputs, gelu, residual is not None, half)
     described = half and describes(x.device)
+    sizes = sizes or tuning(inputs, outputs, gelu, residual is not None, half, described)
 
     def given(matrix: Tensor, high: int, wide: int) -> Tensor | TensorDescriptor:
         return TensorDescriptor.from_tensor(matrix, [high, wide]) if described else matrix
 
-    grid = (triton.cdiv(rows, sizes.rows) * triton.cdiv(outputs, sizes.outputs),)
-    blocks.linear[grid](
+    count = triton.cdiv(rows, sizes.rows) * triton.cdiv(outputs, sizes.outputs)
+    programs = min(count, sizes.stay * multiprocessors(x.device)) if sizes.stay else count
+    blocks.linear[(programs,)](
         given(x, sizes.rows, sizes.inputs), given(weight, sizes.outputs, sizes.inputs), bias,
         norm[0] if norm else bias, norm[1] if norm else bias,
         given(out if residual is None else residual.view(rows, outputs), sizes.rows, sizes.outputs),
@@ -324,7 +338,8 @@ def _linear(
         WIDTH=norm[2] if norm else inputs, PARTS=norm[1].shape[0] if norm else 1,
         NORM=norm is not None, GELU=gelu, RESIDUAL=residual is not None, SUMS=out_sums is not None,
         PRECISION="tf32" if half else "ieee",
-        BLOCK_ROWS=sizes.rows, BLOCK_OUT=sizes.outputs, BLOCK_IN=sizes.inputs, GROUP=sizes.group, DESCRIBED=described,
+        BLOCK_ROWS=sizes.rows, BLOCK_OUT=sizes.outputs, BLOCK_IN=sizes.inputs, GROUP=sizes.group,
+        DESCRIBED=described, STAY=sizes.stay > 0,
         num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
     return out
@@ -334,3 +349,9 @@ def _linear(
 def describes(device: torch.device) -> bool:
     """Whether the matrix kernel is given tensor descriptors: on Hopper, where that was measured to be faster."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 2 in Triton's interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

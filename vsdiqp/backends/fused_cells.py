@@ -20,10 +20,10 @@ WARPS = 4
 
 @dataclass(frozen=True, slots=True)
 class ConvolutionSizes:
-    """Of a program of the convolution kernel."""
+    """Of a program of the convolution kernel: the fastest of eleven on an H200, or near it, for `base` and `lite`."""
 
-    cells: int = 128
-    warps: int = 4
+    cells: int = 256
+    warps: int = 8
     stages: int = 3
 
 

@@ -70,46 +70,17 @@ def row_sums(x, sums, rows, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: t
 
 
 @triton.jit
-def linear(
-    x,
-    weight,
-    bias,
-    column_sums,
-    sums,
-    residual,
-    out,
-    out_sums,
-    rows,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    NORM: tl.constexpr,
-    GELU: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SUMS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-    GROUP: tl.constexpr,
+def _product(
+    x, weight, bias, column_sums, sums, residual, out, out_sums, rows, block, row_blocks, out_blocks: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    NORM: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, SUMS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, GROUP: tl.constexpr,
     DESCRIBED: tl.constexpr,
-):
-    """``out = epilogue(x weight^T)``. Grid: row blocks * output blocks.
-
-    x: rows, INPUTS; weight: OUTPUTS, INPUTS; bias, column_sums: OUTPUTS fp32; residual, out: rows, OUTPUTS.
-    DESCRIBED: these four, but not bias and column_sums, are tensor descriptors of blocks, which Hopper's copy engine
-    reads and writes: no addresses and masks to reckon, and zeros beyond the edges.
-    NORM: LayerNorm over the first WIDTH channels of x, whose sums are given in PARTS. RESIDUAL: add ``residual``.
-    SUMS: leave the sums of ``out`` (one part an output block). Programs run in groups of GROUP row blocks, so that the
-    rows they share stay in the cache.
-    """
-    row_blocks = tl.cdiv(rows, BLOCK_ROWS)
-    out_blocks: tl.constexpr = (OUTPUTS + BLOCK_OUT - 1) // BLOCK_OUT
-    program = tl.program_id(0)
-    first = program // (GROUP * out_blocks) * GROUP
+):  # fmt: skip
+    """One block of `linear`'s result."""
+    first = block // (GROUP * out_blocks) * GROUP
     group = tl.minimum(row_blocks - first, GROUP)
-    inside_group = program % (GROUP * out_blocks)
+    inside_group = block % (GROUP * out_blocks)
     row_block = first + inside_group % group
     out_block = inside_group // group
 
@@ -169,6 +140,60 @@ def linear(
         at_sums = out_sums + (wide_row + out_block * rows) * 2
         tl.store(at_sums, tl.sum(stored, 1), mask=row_inside)
         tl.store(at_sums + 1, tl.sum(stored * stored, 1), mask=row_inside)
+
+
+@triton.jit
+def linear(
+    x,
+    weight,
+    bias,
+    column_sums,
+    sums,
+    residual,
+    out,
+    out_sums,
+    rows,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    NORM: tl.constexpr,
+    GELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SUMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    GROUP: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    STAY: tl.constexpr,
+):
+    """``out = epilogue(x weight^T)``. Grid: row blocks * output blocks; with STAY any, of which each takes block after
+    block and reads the next one's numbers while it bends and writes the last one's.
+
+    x: rows, INPUTS; weight: OUTPUTS, INPUTS; bias, column_sums: OUTPUTS fp32; residual, out: rows, OUTPUTS.
+    DESCRIBED: x, weight, residual and out are tensor descriptors of blocks, which Hopper's copy engine reads and
+    writes: no addresses and masks to reckon, and zeros beyond the edges.
+    NORM: LayerNorm over the first WIDTH channels of x, whose sums are given in PARTS. RESIDUAL: add ``residual``.
+    SUMS: leave the sums of ``out`` (one part an output block). Blocks run in groups of GROUP row blocks, so that the
+    rows they share stay in the cache.
+    """
+    row_blocks = tl.cdiv(rows, BLOCK_ROWS)
+    out_blocks: tl.constexpr = (OUTPUTS + BLOCK_OUT - 1) // BLOCK_OUT
+    if STAY:
+        for block in tl.range(tl.program_id(0), row_blocks * out_blocks, tl.num_programs(0), flatten=True):
+            _product(
+                x, weight, bias, column_sums, sums, residual, out, out_sums, rows, block, row_blocks, out_blocks,
+                INPUTS, OUTPUTS, WIDTH, PARTS, NORM, GELU, RESIDUAL, SUMS, PRECISION,
+                BLOCK_ROWS, BLOCK_OUT, BLOCK_IN, GROUP, DESCRIBED,
+            )  # fmt: skip
+    else:
+        _product(
+            x, weight, bias, column_sums, sums, residual, out, out_sums, rows, tl.program_id(0), row_blocks, out_blocks,
+            INPUTS, OUTPUTS, WIDTH, PARTS, NORM, GELU, RESIDUAL, SUMS, PRECISION,
+            BLOCK_ROWS, BLOCK_OUT, BLOCK_IN, GROUP, DESCRIBED,
+        )  # fmt: skip
 
 
 @triton.jit
