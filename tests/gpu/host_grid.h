@@ -18,6 +18,7 @@ using std::size_t;
 #define __host__
 #define __device__ static
 #define __shared__ static
+#define __launch_bounds__(...)
 
 struct HostDim {
     int x, y, z;
@@ -95,6 +96,21 @@ static inline std::uint16_t host_to_half(float value) {
     std::uint16_t bits;
     std::memcpy(&bits, &half, sizeof(bits));
     return bits;
+}
+
+static inline float host_from_bits(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+// bfloat16 is the upper half of a float; to nearest even, as cvt.rn does.
+static inline std::uint16_t host_to_brain(float value) {
+    if (isnan(value))
+        return 0x7fff;
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // A thread that returns from the kernel early leaves the block, as on a GPU; it must not leave the others waiting for

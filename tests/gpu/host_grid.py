@@ -39,18 +39,23 @@ FLAGS = [
 ]
 
 
-@lru_cache(maxsize=32)
 def compile_for_host(
     sample: int, network: int, source: str = sources.PLANES, seen: int = 0, lanes: int = 1
 ) -> ctypes.CDLL:
     """A source's kernels. ``lanes``: threads that work together as a warp; then a block is a warp of so many."""
+    macros = {"SAMPLE": sample, "NETWORK": network, "SEEN": seen, "LANES": lanes}
+    return compile_with(source, tuple(f"-D{name}={value}" for name, value in macros.items()))
+
+
+@lru_cache(maxsize=48)
+def compile_with(source: str, macros: tuple[str, ...]) -> ctypes.CDLL:
+    """A source's kernels, with macros as compilers are given them."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler (g++ or clang++) to run the CUDA kernels on the CPU with")
-    macros = {"SAMPLE": sample, "NETWORK": network, "SEEN": seen, "LANES": lanes}
-    library = _folder() / f"{Path(source).stem}_{'_'.join(map(str, macros.values()))}.so"
-    given = ["-DVSDIQP_HOST_GRID", *(f"-D{name}={value}" for name, value in macros.items())]
-    command = [compiler, "-x", "c++", *FLAGS, f"-I{Path(__file__).parent}", *given, "-", "-o", str(library)]
+    library = _folder() / f"{Path(source).stem}_{'_'.join(macro.rpartition('=')[2] for macro in macros)}.so"
+    command = [compiler, "-x", "c++", *FLAGS, f"-I{Path(__file__).parent}", "-DVSDIQP_HOST_GRID", *macros]
+    command += ["-", "-o", str(library)]
     subprocess.run(command, input=sources.text(source), text=True, check=True)
     return ctypes.CDLL(str(library))
 

@@ -1,11 +1,15 @@
 """The CUDA C through NVRTC, the compiler that a user's GPU stack runs, for every architecture named. No GPU needed."""
 
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from vsdiqp.clip import ClipFormat
-from vsdiqp.kernels import layouts, sources
+from vsdiqp.kernels import depthwise_cuda, layouts, sources
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -70,6 +74,29 @@ def test_every_format_compiles(name: str, half_tiles: bool):
 @pytest.mark.parametrize("seen", [2, 7, 10])
 def test_every_number_of_neighbours_compiles(seen: int):
     compile_cubin(sources.ALIGNMENT, "sm_90", layouts.compile_options(FORMATS["8 bit"], False, seen))
+
+
+@pytest.mark.parametrize("brain", [False, True], ids=["half", "bfloat16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_depthwise_step_compiles_and_spills_nothing(architecture: str, brain: bool, tmp_path: Path):
+    _, known = nvrtc().nvrtcGetSupportedArchs()
+    if int(architecture[3:]) not in known:
+        pytest.skip(f"this NVRTC does not know {architecture}")
+    triton = importlib.util.find_spec("triton")
+    for channels in (368, 720):
+        cubin = compile_cubin(sources.DEPTHWISE, architecture, depthwise_cuda.options(channels, brain))
+        assert b"depthwise" in cubin
+        if triton is None or triton.origin is None:
+            continue  # nobody else brings NVIDIA's tools
+        (tmp_path / "kernel.cubin").write_bytes(cubin)
+        tool = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
+        command = [str(tool), "-res-usage", str(tmp_path / "kernel.cubin")]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+        assert found is not None, usage
+        registers, *memory = map(int, found.groups())
+        assert registers <= 65536 // (depthwise_cuda.THREADS * depthwise_cuda.BLOCKS)
+        assert memory == [0, 0, 0], f"{channels} channels: registers spill, or shared memory is used: {usage}"
 
 
 def test_networks_without_neighbours_compile_nothing_for_them():

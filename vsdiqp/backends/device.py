@@ -1,11 +1,12 @@
 """What the GPU backends ask of a GPU: mapped memory, streams, kernels. The tests have a CPU stand-in for it.
 
-Everything that touches CuPy or CUDA is in `CudaDevice`; nothing else of the package imports CuPy.
+Everything that touches CuPy or CUDA is here; nothing else of the package imports CuPy.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,14 +93,10 @@ class CudaDevice:
 
     def launcher(self, clip: ClipFormat, half_tiles: bool, seen: int) -> Launcher:
         """See `Device.launcher`."""
-        import cupy
-
         options = layouts.compile_options(clip, half_tiles, seen)
         kernels: dict[str, Any] = {}
-        with cupy.cuda.Device(self.index):
-            for source, names in layouts.modules(seen).items():
-                module = cupy.RawModule(code=sources.text(source), options=options)
-                kernels |= {name: module.get_function(name) for name in names}
+        for source, names in layouts.modules(seen).items():
+            kernels |= _compiled(self.index, source, names, options)
 
         def launch(launch: Launch) -> None:
             kernels[launch.kernel](launch.grid, (program.THREADS,), (launch.record,))
@@ -116,6 +113,40 @@ class CudaDevice:
         torch.cuda.reset_peak_memory_stats(self.torch)
         before = torch.cuda.memory_allocated(self.torch)
         return lambda: int(torch.cuda.max_memory_allocated(self.torch) - before)
+
+
+def _compiled(index: int, source: str, names: Iterable[str], options: tuple[str, ...]) -> dict[str, Any]:
+    """A source's kernels for a GPU, as CuPy calls them."""
+    import cupy
+
+    with cupy.cuda.Device(index):
+        module = cupy.RawModule(code=sources.text(source), options=options)
+        return {name: module.get_function(name) for name in names}
+
+
+@cache
+def network_kernel(
+    device: torch.device, source: str, name: str, options: tuple[str, ...], threads: int
+) -> Callable[[Launch], None]:
+    """A kernel that is part of a network, compiled once for a GPU (``device`` has an index); the result queues it
+    beside what torch queues there, on torch's current stream, and so becomes part of graphs that torch captures.
+    """
+    import cupy
+
+    kernel = _compiled(device.index, source, [name], options)[name]
+
+    def launch(launch: Launch) -> None:
+        # Named at the call: CuPy's own current stream is another thing, and stays as it is.
+        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream)
+        kernel(launch.grid, (threads,), (launch.record,), stream=stream)
+
+    return launch
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 2 where Triton's interpreter stands in for one."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 2
 
 
 class CudaMapped:

@@ -1,14 +1,16 @@
-"""The network with its blocks replaced by the Triton kernels of `vsdiqp.kernels.blocks`, and convolutions padded for
-tensor cores.
+"""The network with its blocks replaced by the Triton kernels of `vsdiqp.kernels.blocks` (and one in CUDA C,
+depthwise.cu), and convolutions padded for tensor cores.
 
 `fuse` rewrites a prepared `DiQP` in place. Weights are folded, reordered and padded once, in fp64, and rounded once:
 LayerNorm into the projection behind it, the attention scale into the queries, heads to a multiple of 16 channels,
 everything else to multiples of 16 (8 for convolutions).
 """
 
+import importlib.util
+import os
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ import triton
 from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from vsdiqp.backends.device import multiprocessors, network_kernel
 from vsdiqp.backends.fused_cells import fuse_cells
 from vsdiqp.backends.fused_joins import (
     FusedJoins,
@@ -27,7 +30,8 @@ from vsdiqp.backends.fused_joins import (
     place,
     widened,
 )
-from vsdiqp.kernels import blocks
+from vsdiqp.errors import DiqpError
+from vsdiqp.kernels import blocks, depthwise_cuda, sources
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.diqp import DiQP
 from vsdiqp.network.lewin import LeWinBlock, Stage
@@ -36,6 +40,8 @@ from vsdiqp.network.stem import PixelHead, PixelStem
 
 NARROW = 128
 """Outputs up to which the feed-forward's last projection joins the depthwise kernel; wider ones spill registers."""
+DEPTHWISE_VARIABLE: Final = "VSDIQP_DEPTHWISE"
+"""For measuring: see `depthwise_form`."""
 HEAD_SIZES = ((16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32))
 """Padded head dimensions as two powers of two."""
 
@@ -200,11 +206,14 @@ class FusedBlock(nn.Module):
             )  # fmt: skip
             return out, sums
         mixed = torch.empty_like(hidden)
-        block, warps = depthwise_block(channels, self.frames)
-        blocks.depthwise[patches, triton.cdiv(channels, block)](
-            hidden, self.depthwise_weight, self.depthwise_bias, mixed, height, width,
-            CHANNELS=channels, BLOCK=block, FRAMES=self.frames, num_warps=warps,
-        )  # fmt: skip
+        if strips_fit(hidden, (batch, height, width, channels), self.frames):
+            _strips(hidden, self.depthwise_weight, self.depthwise_bias, mixed, (batch, height, width, channels))
+        else:
+            block, warps = depthwise_block(channels, self.frames)
+            blocks.depthwise[patches, triton.cdiv(channels, block)](
+                hidden, self.depthwise_weight, self.depthwise_bias, mixed, height, width,
+                CHANNELS=channels, BLOCK=block, FRAMES=self.frames, num_warps=warps,
+            )  # fmt: skip
         return _added(mixed, self.contract_weight, self.contract_bias, x)
 
 
@@ -289,6 +298,35 @@ def _fits(block: nn.Module) -> bool:
     return block.window == blocks.WINDOW and block.attn.proj.in_features // block.attn.heads <= sum(HEAD_SIZES[-1])
 
 
+@cache
+def depthwise_form() -> str:
+    """What makes the depthwise step of wide maps where both can: "cuda" (depthwise.cu, which has half as many
+    instructions and needs CuPy), else "triton". Raises DiqpError."""
+    asked = os.environ.get(DEPTHWISE_VARIABLE) or "cuda"
+    if asked not in ("cuda", "triton"):
+        raise DiqpError(f"{DEPTHWISE_VARIABLE} is {asked!r}; it may be cuda, triton, or unset")
+    return asked if importlib.util.find_spec("cupy") is not None else "triton"
+
+
+def strips_fit(hidden: Tensor, shape: tuple[int, int, int, int], frames: int) -> bool:
+    """Whether depthwise.cu makes the depthwise step of a map; ``shape``: images, height, width, channels of a frame."""
+    return (
+        hidden.is_cuda
+        and hidden.dtype in (torch.float16, torch.bfloat16)
+        and frames == FRAMES
+        and depthwise_cuda.fits(*shape)
+        and depthwise_form() == "cuda"
+    )
+
+
+def _strips(hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor, shape: tuple[int, int, int, int]) -> None:
+    """The depthwise step by depthwise.cu. Where a graph is captured, it must have run before."""
+    options = depthwise_cuda.options(shape[3], hidden.dtype == torch.bfloat16)
+    kernel = network_kernel(hidden.device, sources.DEPTHWISE, "depthwise", options, depthwise_cuda.THREADS)
+    addresses = (hidden.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
+    kernel(depthwise_cuda.depthwise(*addresses, shape, multiprocessors(hidden.device)))
+
+
 def _added(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, sizes: Tuning | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -349,9 +387,3 @@ def _linear(
 def describes(device: torch.device) -> bool:
     """Whether the matrix kernel is given tensor descriptors: on Hopper, where that was measured to be faster."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    """Of a GPU; 2 in Triton's interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
