@@ -123,6 +123,9 @@ CASES = [
     joined("depthwise linear", 96, 3),
     joined("depthwise linear, narrow", 48, 3),
     joined("depthwise linear, tokens of one frame", 96, 1),
+    joined("depthwise linear, narrow tokens of one frame", 48, 1),
+    joined("depthwise linear, tokens of one frame, a power of two", 64, 1),
+    joined("depthwise linear, widest tokens of one frame", 128, 1),
     (
         "row sums",
         blocks.row_sums,

@@ -57,6 +57,14 @@ static inline float __fadd_rn(float a, float b) {
     return a + b;
 }
 
+struct uint1 {
+    unsigned x;
+};
+
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+
 template <typename Value> static inline Value __ldg(const Value *at) {
     return *at;
 }

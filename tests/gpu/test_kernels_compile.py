@@ -77,14 +77,17 @@ def test_every_number_of_neighbours_compiles(seen: int):
 
 
 @pytest.mark.parametrize("brain", [False, True], ids=["half", "bfloat16"])
+@pytest.mark.parametrize("frames, widths", [(3, (96, 368, 720)), (1, (144, 192, 288, 384))])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_depthwise_step_compiles_and_spills_nothing(architecture: str, brain: bool, tmp_path: Path):
+def test_the_depthwise_step_compiles_and_spills_nothing(
+    architecture: str, frames: int, widths: tuple[int, ...], brain: bool, tmp_path: Path
+):
     _, known = nvrtc().nvrtcGetSupportedArchs()
     if int(architecture[3:]) not in known:
         pytest.skip(f"this NVRTC does not know {architecture}")
     triton = importlib.util.find_spec("triton")
-    for channels in (368, 720):
-        cubin = compile_cubin(sources.DEPTHWISE, architecture, depthwise_cuda.options(channels, brain))
+    for channels in widths:
+        cubin = compile_cubin(sources.DEPTHWISE, architecture, depthwise_cuda.options(frames, channels, brain))
         assert b"depthwise" in cubin
         if triton is None or triton.origin is None:
             continue  # nobody else brings NVIDIA's tools
@@ -95,7 +98,8 @@ def test_the_depthwise_step_compiles_and_spills_nothing(architecture: str, brain
         found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
         assert found is not None, usage
         registers, *memory = map(int, found.groups())
-        assert registers <= 65536 // (depthwise_cuda.THREADS * depthwise_cuda.BLOCKS)
+        form = depthwise_cuda.FORMS[frames]
+        assert registers <= min(128, 65536 // (form.threads * form.blocks))
         assert memory == [0, 0, 0], f"{channels} channels: registers spill, or shared memory is used: {usage}"
 
 

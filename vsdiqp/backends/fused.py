@@ -39,7 +39,7 @@ from vsdiqp.network.packing import FrameUpsample, PackedConv, PackedUpsample
 from vsdiqp.network.stem import PixelHead, PixelStem
 
 NARROW = 128
-"""Outputs up to which the feed-forward's last projection joins the depthwise kernel; wider ones spill registers."""
+"""Outputs up to which the feed-forward's last projection can join the Triton kernel before it; wider ones spill."""
 DEPTHWISE_VARIABLE: Final = "VSDIQP_DEPTHWISE"
 """For measuring: see `depthwise_form`."""
 HEAD_SIZES = ((16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32))
@@ -102,13 +102,17 @@ def depthwise_block(channels: int, frames: int) -> tuple[int, int]:
 
 
 def joined_block(outputs: int, frames: int, half: bool = True) -> int:
-    """Channels at once of the depthwise kernel that has the projection behind it in it, likewise. (In single precision,
-    which is for checks, it spills registers with any.)"""
-    return 32 if half and frames == FRAMES and outputs > 64 else 16
+    """Channels at once of the depthwise kernel that has the projection behind it in it, likewise; with one frame a
+    token on an H200. (In single precision, which is for checks, it spills registers with any.)"""
+    if not half:
+        return 16
+    if frames == FRAMES:
+        return 32 if outputs > 64 else 16
+    return 64 if outputs == triton.next_power_of_2(outputs) else 32
 
 
 class FusedBlock(nn.Module):
-    """A LeWin block over padded maps, five launches (four where the map is narrow)."""
+    """A LeWin block over padded maps, five launches (four where the projection joins the depthwise kernel)."""
 
     qkv_weight: Tensor
     qkv_sums: Tensor
@@ -195,7 +199,9 @@ class FusedBlock(nn.Module):
         hidden = _linear(x, self.expand_weight, self.expand_bias, gelu=True, norm=(self.expand_sums, sums, self.width))
         patches = batch * triton.cdiv(height, blocks.WINDOW) * triton.cdiv(width, blocks.WINDOW)
         channels = self.padded_hidden
-        if self.padded <= NARROW:
+        shape = (batch, height, width, self.frames, channels)
+        strips = strips_fit(hidden, shape, self.padded)
+        if self.padded <= NARROW and not strips:
             out, sums = torch.empty_like(x), x.new_empty((1, rows, 2), dtype=torch.float32)
             blocks.depthwise_linear[(patches,)](
                 hidden, self.depthwise_weight, self.depthwise_bias, self.contract_weight, self.contract_bias,
@@ -206,8 +212,8 @@ class FusedBlock(nn.Module):
             )  # fmt: skip
             return out, sums
         mixed = torch.empty_like(hidden)
-        if strips_fit(hidden, (batch, height, width, channels), self.frames):
-            _strips(hidden, self.depthwise_weight, self.depthwise_bias, mixed, (batch, height, width, channels))
+        if strips:
+            _strips(hidden, self.depthwise_weight, self.depthwise_bias, mixed, shape)
         else:
             block, warps = depthwise_block(channels, self.frames)
             blocks.depthwise[patches, triton.cdiv(channels, block)](
@@ -300,29 +306,31 @@ def _fits(block: nn.Module) -> bool:
 
 @cache
 def depthwise_form() -> str:
-    """What makes the depthwise step of wide maps where both can: "cuda" (depthwise.cu, which has half as many
-    instructions and needs CuPy), else "triton". Raises DiqpError."""
+    """What makes the depthwise step where several can: "cuda" (depthwise.cu: half as many instructions; it writes
+    narrow maps once more, and needs CuPy); "joined" (the same for wide maps, and for narrow ones Triton's kernel that
+    has the projection behind it in it); else "triton". Raises DiqpError."""
     asked = os.environ.get(DEPTHWISE_VARIABLE) or "cuda"
-    if asked not in ("cuda", "triton"):
-        raise DiqpError(f"{DEPTHWISE_VARIABLE} is {asked!r}; it may be cuda, triton, or unset")
+    if asked not in ("cuda", "joined", "triton"):
+        raise DiqpError(f"{DEPTHWISE_VARIABLE} is {asked!r}; it may be cuda, joined, triton, or unset")
     return asked if importlib.util.find_spec("cupy") is not None else "triton"
 
 
-def strips_fit(hidden: Tensor, shape: tuple[int, int, int, int], frames: int) -> bool:
-    """Whether depthwise.cu makes the depthwise step of a map; ``shape``: images, height, width, channels of a frame."""
+def strips_fit(hidden: Tensor, shape: depthwise_cuda.Shape, outputs: int) -> bool:
+    """Whether depthwise.cu makes the depthwise step of a map; ``outputs``: of the projection behind it."""
     return (
         hidden.is_cuda
         and hidden.dtype in (torch.float16, torch.bfloat16)
-        and frames == FRAMES
-        and depthwise_cuda.fits(*shape)
-        and depthwise_form() == "cuda"
+        and depthwise_cuda.fits(shape)
+        and (depthwise_form() == "cuda" or (depthwise_form() == "joined" and outputs > NARROW))
     )
 
 
-def _strips(hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor, shape: tuple[int, int, int, int]) -> None:
+def _strips(hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor, shape: depthwise_cuda.Shape) -> None:
     """The depthwise step by depthwise.cu. Where a graph is captured, it must have run before."""
-    options = depthwise_cuda.options(shape[3], hidden.dtype == torch.bfloat16)
-    kernel = network_kernel(hidden.device, sources.DEPTHWISE, "depthwise", options, depthwise_cuda.THREADS)
+    frames, channels = shape[3:]
+    options = depthwise_cuda.options(frames, channels, hidden.dtype == torch.bfloat16)
+    threads = depthwise_cuda.FORMS[frames].threads
+    kernel = network_kernel(hidden.device, sources.DEPTHWISE, "depthwise", options, threads)
     addresses = (hidden.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
     kernel(depthwise_cuda.depthwise(*addresses, shape, multiprocessors(hidden.device)))
 

@@ -1,21 +1,26 @@
-// The depthwise step of a block over a wide map: convolution over (frame, y, x) with zeros around, bias, GELU; tokens
-// of three frames in half precision, arithmetic in single. `depthwise` of blocks.py is the same in Triton.
+// The depthwise step of a block: convolution over (frame, y, x) with zeros around, bias, GELU; tokens of three frames
+// or one in half precision, arithmetic in single. `depthwise` of blocks.py is the same in Triton.
 //
-// Why this shape: the step should be bound by memory, and on an H100 that leaves about 40 instructions an output. 21
-// are the products themselves, so everything else has to be shared. A thread owns a pair of channels of ACROSS tokens
-// and walks down a strip of the map. Each row's values are read and converted once, and go to the sums of the three
-// rows of outputs that they are part of; these sums and all 27 pairs of weights stay in registers. For each output that
-// is, with ACROSS 2: 21 FFMA, 2 conversions and 1 load (a token at each side is the neighbours' as well), 6 of the
-// GELU, and 1/2 each to convert and to store; addresses come once a row, because CHANNELS is known to the compiler.
-// Compiled for sm_90 the loop has 33 an output (Triton's kernel has 62), and nothing spills.
-//   - Four channels of one token would convert 3 times as much as they own, and their weights alone are 108 registers.
-//   - One channel of four tokens takes fewer registers, but loads and stores twice as often.
+// Why this shape: the step should be bound by memory, and on an H100 that leaves about 40 instructions an output. Of
+// three frames 21 are the products themselves, of one frame 9, so everything else has to be shared. A thread owns some
+// channels of ACROSS tokens and walks down a strip of the map. Each row's values are read and converted once, and go to
+// the sums of the three rows of outputs that they are part of; these sums and all weights stay in registers. For each
+// output that is, with three frames / with one: 21 / 9 FFMA, 2 / 1.5 conversions and 1 / 0.4 loads (a token at each
+// side is the neighbours' as well), 6 of the GELU, 0.5 to convert and 0.5 / 0.25 to store; addresses come once a row,
+// because CHANNELS is known to the compiler. Compiled for sm_90 the loop has 33 / 19 an output (Triton's kernel has 62
+// with three frames), and nothing spills.
+//   - Three frames: two channels of two tokens. Four channels of one token would convert 3 times as much as they own,
+//     and their weights alone are 108 registers. One channel of four tokens takes fewer registers, but loads and stores
+//     twice as often.
+//   - One frame has a third of the weights and of the sums: four channels of four tokens fit, so that more
+//     is on its way from memory at once.
 //   - The next row's values are asked for where this row's have been converted, in the same registers: a whole row of
 //     arithmetic hides their way.
-// Warps read runs of 4 LANES bytes. A block's STRIPS stand side by side, so that most tokens that two of them read come
-// from the first-level cache once.
+// Warps read runs of 2 NUMBERS LANES bytes. A block's STRIPS stand side by side, so that most tokens that two of them
+// read come from the first-level cache once.
 //
 // Compile-time switches:
+//   FRAMES    of a token, 3 or 1
 //   CHANNELS  of a frame of a token, a multiple of 16
 //   BRAIN     number type of the map: 0 half, 1 bfloat16
 //   LANES     threads side by side in a token's channels
@@ -30,64 +35,79 @@
 #ifndef BRAIN
 #define BRAIN 0
 #endif
+#ifndef FRAMES
+#define FRAMES 3
+#endif
 #ifndef LANES
 #define LANES 32
 #endif
 
+#if FRAMES == 3
+#define NUMBERS 2 // channels of a thread
+#define ACROSS 2  // tokens of a strip's row
 #define THREADS 128
-#define BLOCKS 4                 // at once on a multiprocessor: registers for so many threads and no more
-#define STRIPS (THREADS / LANES) // that a block makes side by side
-#define FRAMES 3
-#define ACROSS 2          // tokens of a strip's row
-#define READ (ACROSS + 2) // and those beside
-#define PAIRS (CHANNELS / 2)
-#define TOKEN (FRAMES * PAIRS)
+#define BLOCKS 4 // at once on a multiprocessor: registers for so many and no more
+#else
+#define NUMBERS 4
+#define ACROSS 4
+#define THREADS 96 // 12, 16, 24 and 32 LANES leave none idle
+#define BLOCKS 5
+#endif
+#define STRIPS (THREADS / LANES)    // that a block makes side by side
+#define READ (ACROSS + 2)           // tokens of a strip's row and those beside
+#define TIMES (FRAMES == 3 ? 3 : 1) // frames that a sum is made from
+#define PARTS (CHANNELS / NUMBERS)
+#define TOKEN (FRAMES * PARTS)
 
-typedef unsigned Packed; // two numbers of the map, the first in the low bits
+// A thread's numbers of one frame of a token, as they lie in memory: two a word, the first in the low bits.
+#if NUMBERS == 4
+typedef uint2 Packed;
+#else
+typedef uint1 Packed;
+#endif
 
-struct Pair {
-    float a, b;
+struct alignas(4 * NUMBERS) Numbers {
+    float v[NUMBERS];
 };
 
 // What the host passes, by value. Mirrored field for field in depthwise_cuda.py.
 struct Depthwise {
-    const Packed *x;    // images, height, width, FRAMES, PAIRS
-    const Pair *weight; // frame before, same, after; 3, 3, PAIRS
-    const Pair *bias;   // PAIRS
-    Packed *out;        // as x
+    const Packed *x;       // images, height, width, FRAMES, PARTS
+    const Numbers *weight; // frame before, same, after (of one frame: same); 3, 3, PARTS
+    const Numbers *bias;   // PARTS
+    Packed *out;           // as x
     int height, width;
-    int rows; // of a strip: 1 more than a multiple of 3
+    int rows;   // of a strip: 1 more than a multiple of 3
+    int strips; // of all images
 };
 
 // ---------------------------------------------------------------------------------------------------------------
 
-__device__ inline Pair unpack(Packed both) {
+__device__ inline void unpack_two(unsigned both, float &a, float &b) {
 #if defined(VSDIQP_HOST_GRID) && BRAIN
-    return {host_from_bits(both << 16), host_from_bits(both & 0xffff0000u)};
+    a = host_from_bits(both << 16);
+    b = host_from_bits(both & 0xffff0000u);
 #elif defined(VSDIQP_HOST_GRID)
-    return {host_from_half(both & 0xffffu), host_from_half(both >> 16)};
-#else
-    Pair value;
-#if BRAIN
+    a = host_from_half(both & 0xffffu);
+    b = host_from_half(both >> 16);
+#elif BRAIN
     // In assembly too: compilers that understand the arithmetic move it to where it takes copies of what is read.
-    asm("{ shl.b32 %0, %2, 16; and.b32 %1, %2, 0xffff0000; }" : "=f"(value.a), "=f"(value.b) : "r"(both));
+    asm("{ shl.b32 %0, %2, 16; and.b32 %1, %2, 0xffff0000; }" : "=f"(a), "=f"(b) : "r"(both));
 #else
     asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
-        : "=f"(value.a), "=f"(value.b)
+        : "=f"(a), "=f"(b)
         : "r"(both));
-#endif
-    return value;
 #endif
 }
 
 // Rounds to nearest even.
-__device__ inline Packed pack(float a, float b) {
-    Packed both;
+__device__ inline unsigned pack_two(float a, float b) {
+    unsigned both;
 #ifdef VSDIQP_HOST_GRID
 #if BRAIN
-    both = host_to_brain(a) | (Packed)host_to_brain(b) << 16;
+    both = host_to_brain(a) | (unsigned)host_to_brain(b) << 16;
 #else
-    both = host_to_half(a) | (Packed)host_to_half(b) << 16;
+    both = host_to_half(a) | (unsigned)host_to_half(b) << 16;
 #endif
 #elif BRAIN && __CUDA_ARCH__ >= 800
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
@@ -127,11 +147,30 @@ __device__ inline float gelu(float x) {
     return fmaf(-t, power_of_2(p), fmaxf(x, 0.0f));
 }
 
+__device__ inline Numbers unpack(const Packed &packed) {
+    Numbers value;
+    unpack_two(packed.x, value.v[0], value.v[1]);
+#if NUMBERS == 4
+    unpack_two(packed.y, value.v[2], value.v[3]);
+#endif
+    return value;
+}
+
+// Of the results' GELU.
+__device__ inline Packed pack(const Numbers &sum) {
+    Packed packed;
+    packed.x = pack_two(gelu(sum.v[0]), gelu(sum.v[1]));
+#if NUMBERS == 4
+    packed.y = pack_two(gelu(sum.v[2]), gelu(sum.v[3]));
+#endif
+    return packed;
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 
 // Sums of a strip's row.
 struct Sums {
-    Pair v[ACROSS][FRAMES];
+    Numbers v[ACROSS][FRAMES];
 };
 
 // What is read in place of a row above or below the map: wherever a thread reads from here on.
@@ -139,8 +178,8 @@ __device__ const Packed zeros[READ * TOKEN] = {};
 
 // Where a thread is, and what it holds. What follows from these is not kept: that would be registers too many.
 struct Walk {
-    Pair weight[3][3][3]; // frame, y, x
-    Pair bias;
+    Numbers weight[TIMES][3][3]; // frame, y, x
+    Numbers bias;
     bool inside[READ];          // the tokens of a row that exist
     Packed value[READ][FRAMES]; // of the row that comes next; zeros where there is no token
     int at;                     // of the token left of the strip in the map's row 0
@@ -151,18 +190,29 @@ __device__ inline const Packed *row_of(const Depthwise &p, const Walk &w) {
     return (unsigned)w.y < (unsigned)p.height ? p.x + (w.at + w.y * (p.width * TOKEN)) : zeros;
 }
 
+__device__ inline Packed load(const Packed *at) {
+#if NUMBERS == 4
+    return __ldg(at);
+#else
+    Packed packed;
+    packed.x = __ldg(&at->x);
+    return packed;
+#endif
+}
+
 // Asks for a token of the row that comes next.
 __device__ inline void ask(Walk &w, const Packed *row, int token) {
     if (w.inside[token]) {
 #pragma unroll
         for (int frame = 0; frame < FRAMES; ++frame)
-            w.value[token][frame] = __ldg(row + token * TOKEN + frame * PAIRS);
+            w.value[token][frame] = load(row + token * TOKEN + frame * PARTS);
     }
 }
 
-__device__ inline void add(Pair &sum, Pair value, Pair weight) {
-    sum.a = fmaf(value.a, weight.a, sum.a);
-    sum.b = fmaf(value.b, weight.b, sum.b);
+__device__ inline void add(Numbers &sum, const Numbers &value, const Numbers &weight) {
+#pragma unroll
+    for (int i = 0; i < NUMBERS; ++i)
+        sum.v[i] = fmaf(value.v[i], weight.v[i], sum.v[i]);
 }
 
 // Adds a row of values to the rows of outputs that stand below, at and above it, and asks for the row after it.
@@ -176,7 +226,7 @@ __device__ inline void take(const Depthwise &p, Walk &w, Sums &below, Sums &at, 
     const Packed *row = row_of(p, w);
 #pragma unroll
     for (int token = 0; token < READ; ++token) {
-        Pair value[FRAMES];
+        Numbers value[FRAMES];
 #pragma unroll
         for (int frame = 0; frame < FRAMES; ++frame)
             value[frame] = unpack(w.value[token][frame]);
@@ -190,8 +240,8 @@ __device__ inline void take(const Depthwise &p, Walk &w, Sums &below, Sums &at, 
 #pragma unroll
             for (int frame = 0; frame < FRAMES; ++frame) {
 #pragma unroll
-                for (int time = 0; time < 3; ++time) {
-                    const int source = frame + time - 1;
+                for (int time = 0; time < TIMES; ++time) {
+                    const int source = frame + time - TIMES / 2;
                     if (source < 0 || source >= FRAMES)
                         continue;
                     if (ABOVE)
@@ -214,27 +264,33 @@ __device__ inline void put(const Depthwise &p, const Walk &w, const Sums &sums) 
         return;
     Packed *to = p.out + (w.at + y * (p.width * TOKEN));
 #pragma unroll
-    for (int x = 0; x < ACROSS; ++x)
-        if (w.inside[x + 1]) {
+    for (int x = 0; x < ACROSS; ++x) {
 #pragma unroll
-            for (int frame = 0; frame < FRAMES; ++frame)
-                to[(x + 1) * TOKEN + frame * PAIRS] = pack(gelu(sums.v[x][frame].a), gelu(sums.v[x][frame].b));
+        for (int frame = 0; frame < FRAMES; ++frame) {
+            // Not where it is only needed if there is such a token: what is made in a branch is made one by one.
+            const Packed made = pack(sums.v[x][frame]);
+            if (w.inside[x + 1])
+                to[(x + 1) * TOKEN + frame * PARTS] = made;
         }
+    }
 }
 
 // What thread `item` of a block does.
 __device__ inline void walk(const Depthwise &p, int item) {
-    const int groups = (PAIRS + LANES - 1) / LANES;
-    const int pair = (int)blockIdx.x % groups * LANES + item % LANES;
-    const int left = ((int)blockIdx.x / groups * STRIPS + item / LANES) * ACROSS, top = (int)blockIdx.y * p.rows;
-    if (pair >= PAIRS || left >= p.width)
+    const int groups = (PARTS + LANES - 1) / LANES;
+    const int part = (int)blockIdx.x % groups * LANES + item % LANES;
+    const int strip = (int)blockIdx.x / groups * STRIPS + item / LANES;
+    if (item >= STRIPS * LANES || part >= PARTS || strip >= p.strips)
         return;
+    // Strips are counted along the map, then down, then image after image, so that no block's stand beside the map.
+    const int across = (p.width + ACROSS - 1) / ACROSS, down = (p.height + p.rows - 1) / p.rows;
+    const int left = strip % across * ACROSS, top = strip / across % down * p.rows, image = strip / across / down;
     Walk w;
 #pragma unroll
-    for (int tap = 0; tap < 27; ++tap)
-        w.weight[tap / 9][tap / 3 % 3][tap % 3] = p.weight[tap * PAIRS + pair];
-    w.bias = p.bias[pair];
-    w.at = ((int)blockIdx.z * p.height * p.width + left - 1) * TOKEN + pair;
+    for (int tap = 0; tap < TIMES * 9; ++tap)
+        w.weight[tap / 9][tap / 3 % 3][tap % 3] = p.weight[tap * PARTS + part];
+    w.bias = p.bias[part];
+    w.at = (image * p.height * p.width + left - 1) * TOKEN + part;
     w.y = top - 1;
     const Packed *row = row_of(p, w);
 #pragma unroll
@@ -242,7 +298,7 @@ __device__ inline void walk(const Depthwise &p, int item) {
         w.inside[token] = left + token > 0 && left + token <= p.width;
 #pragma unroll
         for (int frame = 0; frame < FRAMES; ++frame)
-            w.value[token][frame] = 0;
+            w.value[token][frame] = Packed();
         ask(w, row, token);
     }
     w.y = top;
@@ -264,7 +320,7 @@ __device__ inline void walk(const Depthwise &p, int item) {
     put(p, w, one);
 }
 
-// Grid: (groups of channels * groups of strips side by side, strips down, images).
+// Grid: groups of channels * blocks of strips.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) depthwise(const Depthwise p) {
 #ifdef VSDIQP_HOST_GRID
     // A block of any size does a block's work.

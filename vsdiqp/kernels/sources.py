@@ -14,7 +14,7 @@ PLANES: Final = "planes.cu"
 ALIGNMENT: Final = "alignment.cu"
 """The neighbours of a group's frames, for networks that see them."""
 DEPTHWISE: Final = "depthwise.cu"
-"""The depthwise step of a block over a wide map."""
+"""The depthwise step of a block."""
 
 _FOLDERS: Final = (Path(__file__).parent, Path(vsdiqp.alignment.__file__).parent)
 _INCLUDE: Final = re.compile(r'#include "(.+)"')
