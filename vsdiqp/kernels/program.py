@@ -49,7 +49,7 @@ def tables(plan: TilePlan, thumbnail: tuple[int, int]) -> dict[str, NDArray[Any]
 class PlaneProgram:
     """Makes the launches of a group. ``addresses`` holds the device address of each of `tables`' arrays.
 
-    Frames are staged as `StagedFrame` says. Colours are the network's: "rgb" or "ycbcr".
+    Frames are on the device, as `StagedFrame` says. Colours are the network's: "rgb" or "ycbcr".
     """
 
     def __init__(
