@@ -11,8 +11,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vsdiqp.backends.fused import Tuning, depthwise_block, joined_block, tuning
-from vsdiqp.backends.fused_cells import CONVOLUTION, WARPS
+from vsdiqp.backends.fused import EACH, Tuning, depthwise_block, joined_block, tuning
+from vsdiqp.backends.fused_cells import CONVOLUTION, DESCRIBED_CONVOLUTION, WARPS
 from vsdiqp.kernels import blocks, cells, convolutions, depthwise, joins
 
 HALF, FULL, COUNT, SIXTEENS = "*fp16", "*fp32", "i32", "i32:16"
@@ -36,7 +36,9 @@ EXTREMES = {"tile": FULL, "out": FULL, "planes": COUNT, **SIDES}
 SHARES = {"extremes": FULL, "out": FULL, "blocks": COUNT, "down": COUNT, "across": COUNT}
 CONVOLVE = dict.fromkeys(("x", "weight", "bias", "modulation", "add", "out"), HALF)
 CONVOLVE |= {"height": COUNT, "width": COUNT, "images_an_item": COUNT}
-CONVOLVED = {"BIAS": True, "MODULATE": True, "RELU": True, "ADD": True, "PRECISION": "tf32", "BLOCK": CONVOLUTION.cells}
+CONVOLVED = {"BIAS": True, "MODULATE": True, "RELU": True, "ADD": True, "PRECISION": "tf32"}
+DESCRIBED = ", described"
+"""Behind the name of what is given tensor descriptors, which the backend does on Hopper."""
 
 PLACED = {"rows": COUNT, "height": SIXTEENS, "width": SIXTEENS}
 JOIN = {"x": HALF, "first": HALF, "second": HALF, "pattern": HALF, "out": HALF, **PLACED}
@@ -62,12 +64,26 @@ def single(types: dict[str, str]) -> dict[str, str]:
     return {name: FULL if of == HALF else of for name, of in types.items()}
 
 
-def product(name: str, inputs: int, outputs: int, kind: dict[str, object], half: bool = True) -> Case:
-    """A product in the block sizes that the backend takes for it."""
-    sizes = tuning(inputs, outputs, bool(kind["GELU"]), bool(kind["RESIDUAL"]), half)
-    block = {"BLOCK_ROWS": sizes.rows, "BLOCK_OUT": sizes.outputs, "BLOCK_IN": sizes.inputs, "GROUP": sizes.group}
-    constants = {"INPUTS": inputs, "OUTPUTS": outputs, **kind, **block}
-    return name, blocks.linear, LINEAR if half else single(LINEAR), constants, sizes.warps, sizes.stages
+def product(name: str, inputs: int, outputs: int, kind: dict[str, object], half: bool = True) -> list[Case]:
+    """A product in the block sizes that the backend takes for it, from pointers and, of halves, from descriptors."""
+    found = []
+    for described in (False, True)[: 1 + half]:
+        sizes = tuning(inputs, outputs, bool(kind["GELU"]), bool(kind["RESIDUAL"]), half, described)
+        block = {"BLOCK_ROWS": sizes.rows, "BLOCK_OUT": sizes.outputs, "BLOCK_IN": sizes.inputs, "GROUP": sizes.group}
+        block |= {"DESCRIBED": described, "STAY": sizes.stay > 0}
+        types = LINEAR if half else single(LINEAR)
+        if described:
+            types = {**types, "x": described_type(sizes.rows, sizes.inputs)}
+            types |= {"weight": described_type(sizes.outputs, sizes.inputs)}
+            types |= dict.fromkeys(("residual", "out"), described_type(sizes.rows, sizes.outputs))
+        constants = {"INPUTS": inputs, "OUTPUTS": outputs, **kind, **block}
+        found.append((name + DESCRIBED * described, blocks.linear, types, constants, sizes.warps, sizes.stages))
+    return found
+
+
+def described_type(*block: int) -> str:
+    """Of a tensor descriptor."""
+    return f"tensordesc<fp16[{', '.join(map(str, block))}]>"
 
 
 def mixed(name: str, channels: int, frames: int, half: bool = True) -> Case:
@@ -85,11 +101,19 @@ def joined(name: str, channels: int, frames: int) -> Case:
     return name, blocks.depthwise_linear, NARROW_TYPES, constants, 4, STAGES
 
 
-def convolved(name: str, channels: int, block: int) -> Case:
+def convolved(name: str, channels: int, block: int) -> list[Case]:
     """A 3x3 convolution, likewise."""
-    constants = {**CONVOLVED, "INPUTS": channels, "OUTPUTS": channels, "BLOCK_OUT": block}
-    constants |= {"SIZE_A": 32, "SIZE_B": channels - 32}
-    return name, convolutions.convolve, CONVOLVE, constants, CONVOLUTION.warps, CONVOLUTION.stages
+    found = []
+    for described, sizes in ((False, CONVOLUTION), (True, DESCRIBED_CONVOLUTION)):
+        parts = {"SIZE_A": block, "SIZE_B": 0} if described else {"SIZE_A": 32, "SIZE_B": channels - 32}
+        constants = {**CONVOLVED, **parts, "INPUTS": channels, "OUTPUTS": channels, "BLOCK_OUT": block}
+        constants |= {"DOWN": sizes.down, "ACROSS": sizes.across, "DESCRIBED": described}
+        types = dict(CONVOLVE)
+        if described:
+            types |= {"x": described_type(1, sizes.down, sizes.across, block), "weight": described_type(block, block)}
+        kernel = convolutions.convolve
+        found.append((name + DESCRIBED * described, kernel, types, constants, sizes.warps, sizes.stages))
+    return found
 
 
 CASES = [
@@ -102,18 +126,18 @@ CASES = [
         {**TRAINED_SIZES, "COUNT": depthwise.PATCHES},
         4,
     ),
-    product("linear norm gelu", 368, 1104, NORMED),
-    product("linear residual", 2160, 720, ADDED),
-    product("linear, narrow", 48, 144, NORMED),
-    product("linear, narrow and not bent", 96, 288, {**NORMED, "GELU": False}),
-    product("linear residual, narrow", 96, 96, ADDED),
-    product("single precision, norm gelu", 368, 1104, {**NORMED, "PRECISION": "ieee"}, half=False),
-    product("single precision, residual", 2160, 720, {**ADDED, "PRECISION": "ieee"}, half=False),
+    *product("linear norm gelu", 368, 1104, NORMED),
+    *product("linear residual", 2160, 720, ADDED),
+    *product("linear, narrow", 48, 144, NORMED),
+    *product("linear, narrow and not bent", 96, 288, {**NORMED, "GELU": False}),
+    *product("linear residual, narrow", 96, 96, ADDED),
+    *product("single precision, norm gelu", 368, 1104, {**NORMED, "PRECISION": "ieee"}, half=False),
+    *product("single precision, residual", 2160, 720, {**ADDED, "PRECISION": "ieee"}, half=False),
     (
         "attention",
         blocks.window_attention,
-        {"qkv": HALF, "bias": FULL, "out": HALF, **SIZES},
-        {"HEADS": 8, "SIZE_A": 32, "SIZE_B": 16, "SHIFT": 4, "PRECISION": "tf32"},
+        {"qkv": HALF, "bias": FULL, "out": HALF, **SIZES, "windows": COUNT},
+        {"HEADS": 8, "SIZE_A": 32, "SIZE_B": 16, "SHIFT": 4, "PRECISION": "tf32", "EACH": EACH},
         4,
     ),
     mixed("single precision, depthwise", 368, 3, half=False),
@@ -136,8 +160,8 @@ CASES = [
     ("head residual, base", cells.head_residual, HEAD, {**BASE, "CHANNELS": 32}, WARPS),
     ("block extremes", cells.block_extremes, EXTREMES, {"BLOCK": cells.BLOCKS}, WARPS),
     ("block shares", cells.block_shares, SHARES, {"BLOCK": cells.SHARES}, WARPS),
-    convolved("convolution, 32 channels", 32, 32),
-    convolved("convolution, 48 channels", 48, 64),
+    *convolved("convolution, 32 channels", 32, 32),
+    *convolved("convolution, 48 channels", 48, 64),
     ("join", joins.join, JOIN, GUIDED, WARPS),
     ("join, patches", joins.join, JOIN, {**GUIDED, "SIDE": 2, "SECOND": 3}, WARPS),
     ("enter", joins.enter, ENTER, ENTERED, WARPS),
@@ -161,6 +185,8 @@ def compile_for(architecture: int) -> dict[str, dict[str, object]]:
     """Shared memory, registers, bytes of stack (spills) and whether tensor cores are used, by kernel."""
     found = {}
     for name, kernel, types, constants, warps, *stages in CASES:
+        if name.endswith(DESCRIBED) and architecture != 90:
+            continue
         signature = {a: "constexpr" if a in constants else types[a].partition(":")[0] for a in kernel.arg_names}
         fixed = {(i,): constants[a] for i, a in enumerate(kernel.arg_names) if a in constants}
         aligned = {

@@ -142,6 +142,12 @@ def network_kernel(
 
 
 @cache
+def describes(device: torch.device) -> bool:
+    """Whether Triton kernels are given tensor descriptors: on Hopper, where that was measured to be faster."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@cache
 def multiprocessors(device: torch.device) -> int:
     """Of a GPU; 2 where Triton's interpreter stands in for one."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 2

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vsdiqp.backends.device import multiprocessors, network_kernel
+from vsdiqp.backends.device import describes, multiprocessors, network_kernel
 from vsdiqp.backends.fused_cells import fuse_cells
 from vsdiqp.backends.fused_joins import (
     FusedJoins,
@@ -40,6 +40,8 @@ from vsdiqp.network.stem import PixelHead, PixelStem
 
 NARROW = 128
 """Outputs up to which the feed-forward's last projection joins the depthwise kernel; wider ones spill registers."""
+EACH, ATTENTION_WARPS, ATTENTION_STAGES = 4, 4, 2
+"""Windows of a program of the attention kernel, and how it works."""
 DEPTHWISE_VARIABLE: Final = "VSDIQP_DEPTHWISE"
 """For measuring: see `depthwise_form`."""
 HEAD_SIZES = ((16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32))
@@ -186,10 +188,10 @@ class FusedBlock(nn.Module):
         qkv = _linear(x, self.qkv_weight, self.qkv_bias, norm=(self.qkv_sums, sums, self.width))
         attended = x.new_empty((rows, self.heads * (self.size_a + self.size_b)))
         windows = rows // (blocks.WINDOW * blocks.WINDOW)
-        blocks.window_attention[windows, self.heads](
-            qkv, self.bias, attended, height, width,
+        blocks.window_attention[triton.cdiv(windows, EACH), self.heads](
+            qkv, self.bias, attended, height, width, windows,
             HEADS=self.heads, SIZE_A=self.size_a, SIZE_B=self.size_b, SHIFT=self.shift, PRECISION=precision,
-            num_warps=4,
+            EACH=EACH, num_warps=ATTENTION_WARPS, num_stages=ATTENTION_STAGES,
         )  # fmt: skip
         x, sums = _added(attended, self.proj_weight, self.proj_bias, x)
         hidden = _linear(x, self.expand_weight, self.expand_bias, gelu=True, norm=(self.expand_sums, sums, self.width))
@@ -381,9 +383,3 @@ def _linear(
         num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
     return out
-
-
-@cache
-def describes(device: torch.device) -> bool:
-    """Whether the matrix kernel is given tensor descriptors: on Hopper, where that was measured to be faster."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
