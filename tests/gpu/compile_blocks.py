@@ -11,8 +11,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vsdiqp.backends.fused import EACH, Tuning, depthwise_block, joined_block, tuning
-from vsdiqp.backends.fused_cells import CONVOLUTION, DESCRIBED_CONVOLUTION, WARPS
+from vsdiqp.backends.fused import Tuning, depthwise_block, joined_block, tuning
+from vsdiqp.backends.fused_cells import CONVOLUTION, WARPS
 from vsdiqp.kernels import blocks, cells, convolutions, depthwise, joins
 
 HALF, FULL, COUNT, SIXTEENS = "*fp16", "*fp32", "i32", "i32:16"
@@ -37,6 +37,7 @@ SHARES = {"extremes": FULL, "out": FULL, "blocks": COUNT, "down": COUNT, "across
 CONVOLVE = dict.fromkeys(("x", "weight", "bias", "modulation", "add", "out"), HALF)
 CONVOLVE |= {"height": COUNT, "width": COUNT, "images_an_item": COUNT}
 CONVOLVED = {"BIAS": True, "MODULATE": True, "RELU": True, "ADD": True, "PRECISION": "tf32"}
+CONVOLVED |= {"DOWN": CONVOLUTION.down, "ACROSS": CONVOLUTION.across}
 DESCRIBED = ", described"
 """Behind the name of what is given tensor descriptors, which the backend does on Hopper."""
 
@@ -101,19 +102,11 @@ def joined(name: str, channels: int, frames: int) -> Case:
     return name, blocks.depthwise_linear, NARROW_TYPES, constants, 4, STAGES
 
 
-def convolved(name: str, channels: int, block: int) -> list[Case]:
+def convolved(name: str, channels: int, block: int) -> Case:
     """A 3x3 convolution, likewise."""
-    found = []
-    for described, sizes in ((False, CONVOLUTION), (True, DESCRIBED_CONVOLUTION)):
-        parts = {"SIZE_A": block, "SIZE_B": 0} if described else {"SIZE_A": 32, "SIZE_B": channels - 32}
-        constants = {**CONVOLVED, **parts, "INPUTS": channels, "OUTPUTS": channels, "BLOCK_OUT": block}
-        constants |= {"DOWN": sizes.down, "ACROSS": sizes.across, "DESCRIBED": described}
-        types = dict(CONVOLVE)
-        if described:
-            types |= {"x": described_type(1, sizes.down, sizes.across, block), "weight": described_type(block, block)}
-        kernel = convolutions.convolve
-        found.append((name + DESCRIBED * described, kernel, types, constants, sizes.warps, sizes.stages))
-    return found
+    constants = {**CONVOLVED, "INPUTS": channels, "OUTPUTS": channels, "BLOCK_OUT": block}
+    constants |= {"SIZE_A": 32, "SIZE_B": channels - 32}
+    return name, convolutions.convolve, CONVOLVE, constants, CONVOLUTION.warps, CONVOLUTION.stages
 
 
 CASES = [
@@ -136,8 +129,8 @@ CASES = [
     (
         "attention",
         blocks.window_attention,
-        {"qkv": HALF, "bias": FULL, "out": HALF, **SIZES, "windows": COUNT},
-        {"HEADS": 8, "SIZE_A": 32, "SIZE_B": 16, "SHIFT": 4, "PRECISION": "tf32", "EACH": EACH},
+        {"qkv": HALF, "bias": FULL, "out": HALF, **SIZES},
+        {"HEADS": 8, "SIZE_A": 32, "SIZE_B": 16, "SHIFT": 4, "PRECISION": "tf32"},
         4,
     ),
     mixed("single precision, depthwise", 368, 3, half=False),
@@ -160,8 +153,8 @@ CASES = [
     ("head residual, base", cells.head_residual, HEAD, {**BASE, "CHANNELS": 32}, WARPS),
     ("block extremes", cells.block_extremes, EXTREMES, {"BLOCK": cells.BLOCKS}, WARPS),
     ("block shares", cells.block_shares, SHARES, {"BLOCK": cells.SHARES}, WARPS),
-    *convolved("convolution, 32 channels", 32, 32),
-    *convolved("convolution, 48 channels", 48, 64),
+    convolved("convolution, 32 channels", 32, 32),
+    convolved("convolution, 48 channels", 48, 64),
     ("join", joins.join, JOIN, GUIDED, WARPS),
     ("join, patches", joins.join, JOIN, {**GUIDED, "SIDE": 2, "SECOND": 3}, WARPS),
     ("enter", joins.enter, ENTER, ENTERED, WARPS),

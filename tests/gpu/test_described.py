@@ -1,14 +1,14 @@
-"""Products and convolutions that are given tensor descriptors, as on Hopper, against the same from pointers: on a GPU
-that has them, else through Triton's interpreter.
+"""Products that are given tensor descriptors, as on Hopper, against the same from pointers: on a GPU that has them,
+else through Triton's interpreter.
 """
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton, which CUDA builds of torch bring")
 
-from vsdiqp.backends import fused, fused_cells
+from vsdiqp.backends import fused
 from vsdiqp.backends.device import describes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,8 +25,7 @@ def noise(*shape: int) -> Tensor:
 def both_ways(monkeypatch: pytest.MonkeyPatch, work):  # type: ignore[no-untyped-def]
     found = []
     for described in (False, True):
-        for module in (fused, fused_cells):
-            monkeypatch.setattr(module, "describes", lambda device, described=described: described)
+        monkeypatch.setattr(fused, "describes", lambda device, described=described: described)
         found.append(work())
     return found
 
@@ -48,24 +47,3 @@ def test_products_are_the_same(monkeypatch: pytest.MonkeyPatch, rows: int, input
     torch.testing.assert_close(pointers[1], exact, rtol=2e-3, atol=2e-3)
     for ours, theirs in zip(described, pointers, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("inputs, outputs", [(48, 48), (32, 16), (48, 32), (64, 64)])
-@pytest.mark.parametrize("size", [(20, 44), (8, 32), (3, 5)])
-def test_convolutions_are_the_same(monkeypatch: pytest.MonkeyPatch, inputs: int, outputs: int, size: tuple[int, int]):
-    plain = nn.Conv2d(inputs, outputs, 3, padding=1).to(DEVICE, KIND)
-    x = noise(6, *size, inputs).permute(0, 3, 1, 2)
-    add, modulation = noise(6, *size, outputs).permute(0, 3, 1, 2), noise(2, 2 * outputs)
-
-    def work() -> Tensor:
-        y: Tensor = fused_cells.Convolution(plain)(x, modulation=modulation, relu=True, add=add)
-        return y
-
-    with torch.no_grad():
-        pointers, described = both_ways(monkeypatch, work)
-        y = plain.double()(x.double())
-        scale, shift = modulation.double().repeat_interleave(3, 0)[..., None, None].chunk(2, 1)
-        exact = (y * (1 + scale) + shift).relu() + add.double()
-    torch.testing.assert_close(pointers.double(), exact, rtol=2e-3, atol=2e-3)
-    # Sums in another order where an image's channels are read in one part and not in two.
-    torch.testing.assert_close(described, pointers, rtol=2e-3, atol=2e-3)

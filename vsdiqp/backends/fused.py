@@ -40,8 +40,6 @@ from vsdiqp.network.stem import PixelHead, PixelStem
 
 NARROW = 128
 """Outputs up to which the feed-forward's last projection joins the depthwise kernel; wider ones spill registers."""
-EACH, ATTENTION_WARPS, ATTENTION_STAGES = 4, 4, 2
-"""Windows of a program of the attention kernel, and how it works."""
 DEPTHWISE_VARIABLE: Final = "VSDIQP_DEPTHWISE"
 """For measuring: see `depthwise_form`."""
 HEAD_SIZES = ((16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32))
@@ -188,10 +186,10 @@ class FusedBlock(nn.Module):
         qkv = _linear(x, self.qkv_weight, self.qkv_bias, norm=(self.qkv_sums, sums, self.width))
         attended = x.new_empty((rows, self.heads * (self.size_a + self.size_b)))
         windows = rows // (blocks.WINDOW * blocks.WINDOW)
-        blocks.window_attention[triton.cdiv(windows, EACH), self.heads](
-            qkv, self.bias, attended, height, width, windows,
+        blocks.window_attention[windows, self.heads](
+            qkv, self.bias, attended, height, width,
             HEADS=self.heads, SIZE_A=self.size_a, SIZE_B=self.size_b, SHIFT=self.shift, PRECISION=precision,
-            EACH=EACH, num_warps=ATTENTION_WARPS, num_stages=ATTENTION_STAGES,
+            num_warps=4,
         )  # fmt: skip
         x, sums = _added(attended, self.proj_weight, self.proj_bias, x)
         hidden = _linear(x, self.expand_weight, self.expand_bias, gelu=True, norm=(self.expand_sums, sums, self.width))

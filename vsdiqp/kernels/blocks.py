@@ -196,61 +196,56 @@ def window_attention(
     out,
     height,
     width,
-    windows,
     HEADS: tl.constexpr,
     SIZE_A: tl.constexpr,
     SIZE_B: tl.constexpr,
     SHIFT: tl.constexpr,
     PRECISION: tl.constexpr,
-    EACH: tl.constexpr,
 ):
-    """Attention of one head in EACH of the 8x8 windows of a batch, one after the other, which read the head's bias
-    once. Grid: (windows / EACH, HEADS).
+    """Attention of one head in one 8x8 window. Grid: (windows of the whole batch, HEADS).
 
     qkv: rows, 3, HEADS, SIZE_A + SIZE_B (queries scaled already); bias: HEADS, 64, 64; out: rows, HEADS, SIZE_A +
     SIZE_B. A head's channels come as SIZE_A (a power of two) and SIZE_B (one, or 0), because 48 is none. SHIFT: the map
     is read as if rolled by so many tokens up and left; neighbours that only the roll made do not see each other.
     """
     SIZE: tl.constexpr = SIZE_A + SIZE_B
+    window = tl.program_id(0)
     head = tl.program_id(1)
     across = width // SIDE
-    an_image = across * (height // SIDE)
+    windows = across * (height // SIDE)
+    image = window // windows
+    place = window % windows
     token = tl.arange(0, TOKENS)
-    a = tl.arange(0, SIZE_A)
-    towards = tl.load(bias + (head * TOKENS + token[:, None]) * TOKENS + token[None, :]).to(tl.float32)
-    first = tl.program_id(0) * EACH
-    for window in tl.range(first, tl.minimum(first + EACH, windows)):
-        image = window // an_image
-        place = window % an_image
-        y = place // across * SIDE + token // SIDE
-        x = place % across * SIDE + token % SIDE
-        row = (image * height + (y + SHIFT) % height).to(tl.int64) * width + (x + SHIFT) % width
+    y = place // across * SIDE + token // SIDE
+    x = place % across * SIDE + token % SIDE
+    row = (image * height + (y + SHIFT) % height).to(tl.int64) * width + (x + SHIFT) % width
 
-        at = qkv + row[:, None] * (3 * HEADS * SIZE) + head * SIZE + a[None, :]
-        q = tl.load(at)
-        k = tl.load(at + HEADS * SIZE)
-        v = tl.load(at + 2 * HEADS * SIZE)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if SIZE_B > 0:
-            b = SIZE_A + tl.arange(0, SIZE_B)
-            at_b = qkv + row[:, None] * (3 * HEADS * SIZE) + head * SIZE + b[None, :]
-            q_b = tl.load(at_b)
-            k_b = tl.load(at_b + HEADS * SIZE)
-            v_b = tl.load(at_b + 2 * HEADS * SIZE)
-            scores = tl.dot(q_b, tl.trans(k_b), scores, input_precision=PRECISION)
-        scores += towards
-        if SHIFT > 0:
-            # Swin's regions along an axis of the rolled map: before the last window, its first part, its wrapped part.
-            down = (y >= height - SIDE).to(tl.int32) + (y >= height - SHIFT).to(tl.int32)
-            right = (x >= width - SIDE).to(tl.int32) + (x >= width - SHIFT).to(tl.int32)
-            region = 3 * down + right
-            scores += tl.where(region[:, None] == region[None, :], 0.0, SHIFT_PENALTY)
-        scores = tl.exp(scores - tl.max(scores, 1)[:, None])
-        weights = (scores / tl.sum(scores, 1)[:, None]).to(v.dtype)
-        to = out + row[:, None] * (HEADS * SIZE) + head * SIZE
-        tl.store(to + a[None, :], tl.dot(weights, v, input_precision=PRECISION).to(out.dtype.element_ty))
-        if SIZE_B > 0:
-            tl.store(to + b[None, :], tl.dot(weights, v_b, input_precision=PRECISION).to(out.dtype.element_ty))
+    a = tl.arange(0, SIZE_A)
+    at = qkv + row[:, None] * (3 * HEADS * SIZE) + head * SIZE + a[None, :]
+    q = tl.load(at)
+    k = tl.load(at + HEADS * SIZE)
+    v = tl.load(at + 2 * HEADS * SIZE)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if SIZE_B > 0:
+        b = SIZE_A + tl.arange(0, SIZE_B)
+        at_b = qkv + row[:, None] * (3 * HEADS * SIZE) + head * SIZE + b[None, :]
+        q_b = tl.load(at_b)
+        k_b = tl.load(at_b + HEADS * SIZE)
+        v_b = tl.load(at_b + 2 * HEADS * SIZE)
+        scores = tl.dot(q_b, tl.trans(k_b), scores, input_precision=PRECISION)
+    scores += tl.load(bias + (head * TOKENS + token[:, None]) * TOKENS + token[None, :]).to(tl.float32)
+    if SHIFT > 0:
+        # Swin's regions along an axis of the rolled map: before the last window, its first part, its wrapped part.
+        down = (y >= height - SIDE).to(tl.int32) + (y >= height - SHIFT).to(tl.int32)
+        right = (x >= width - SIDE).to(tl.int32) + (x >= width - SHIFT).to(tl.int32)
+        region = 3 * down + right
+        scores += tl.where(region[:, None] == region[None, :], 0.0, SHIFT_PENALTY)
+    scores = tl.exp(scores - tl.max(scores, 1)[:, None])
+    weights = (scores / tl.sum(scores, 1)[:, None]).to(v.dtype)
+    to = out + row[:, None] * (HEADS * SIZE) + head * SIZE
+    tl.store(to + a[None, :], tl.dot(weights, v, input_precision=PRECISION).to(out.dtype.element_ty))
+    if SIZE_B > 0:
+        tl.store(to + b[None, :], tl.dot(weights, v_b, input_precision=PRECISION).to(out.dtype.element_ty))
 
 
 @triton.jit

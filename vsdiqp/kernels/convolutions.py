@@ -37,7 +37,6 @@ def convolve(
     PRECISION: tl.constexpr,
     DOWN: tl.constexpr,
     ACROSS: tl.constexpr,
-    DESCRIBED: tl.constexpr,
 ):
     """A 3x3 convolution with zeros around, then what is asked for of bias, modulation, ReLU and a sum.
 
@@ -45,8 +44,6 @@ def convolve(
     INPUTS; bias: OUTPUTS; modulation: items, 2, OUTPUTS: what to multiply by, less one, and what to add; add, out:
     images, height, width, OUTPUTS. SIZE_A and SIZE_B: powers of two (or 0) that cover INPUTS together, because 48 is
     none; BLOCK_OUT covers OUTPUTS. An image's numbers stay below 2^31.
-    DESCRIBED: x, and weight as a matrix of 9 OUTPUTS rows, are tensor descriptors, of blocks of 1, DOWN, ACROSS, SIZE_A
-    and of BLOCK_OUT, SIZE_A, where SIZE_A covers INPUTS alone: Hopper's copy engine puts zeros beyond all edges.
     """
     across = tl.cdiv(width, ACROSS)
     top = tl.program_id(0) // across * DOWN
@@ -65,24 +62,18 @@ def convolve(
     for tap in tl.range(0, TAPS):
         down = tap // 3 - 1
         right = tap % 3 - 1
-        if DESCRIBED:
-            values = tl.reshape(x.load([image, top + down, left + right, 0]), (DOWN * ACROSS, SIZE_A))
-            # What is read of the next tap's rows where OUTPUTS are fewer than BLOCK_OUT is not stored.
-            weights = tl.trans(weight.load([tap * OUTPUTS, 0]))
+        seen = inside & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+        at = x + image.to(tl.int64) * size * INPUTS + (cell + (down * width + right))[:, None] * INPUTS
+        taps = weight + (tap * OUTPUTS + output)[None, :] * INPUTS
+        values = tl.load(at + a[None, :], mask=seen[:, None], other=0.0)
+        weights = tl.load(taps + a[:, None], mask=written[None, :], other=0.0)
+        total = tl.dot(values, weights, total, input_precision=PRECISION)
+        if SIZE_B > 0:
+            b = SIZE_A + tl.arange(0, SIZE_B)
+            known = b < INPUTS
+            values = tl.load(at + b[None, :], mask=seen[:, None] & known[None, :], other=0.0)
+            weights = tl.load(taps + b[:, None], mask=written[None, :] & known[:, None], other=0.0)
             total = tl.dot(values, weights, total, input_precision=PRECISION)
-        else:
-            seen = inside & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-            at = x + image.to(tl.int64) * size * INPUTS + (cell + (down * width + right))[:, None] * INPUTS
-            taps = weight + (tap * OUTPUTS + output)[None, :] * INPUTS
-            values = tl.load(at + a[None, :], mask=seen[:, None], other=0.0)
-            weights = tl.load(taps + a[:, None], mask=written[None, :], other=0.0)
-            total = tl.dot(values, weights, total, input_precision=PRECISION)
-            if SIZE_B > 0:
-                b = SIZE_A + tl.arange(0, SIZE_B)
-                known = b < INPUTS
-                values = tl.load(at + b[None, :], mask=seen[:, None] & known[None, :], other=0.0)
-                weights = tl.load(taps + b[:, None], mask=written[None, :] & known[:, None], other=0.0)
-                total = tl.dot(values, weights, total, input_precision=PRECISION)
 
     if BIAS:
         total += tl.load(bias + output, mask=written, other=0.0).to(tl.float32)[None, :]
