@@ -36,7 +36,10 @@ EXTREMES = {"tile": FULL, "out": FULL, "planes": COUNT, **SIDES}
 SHARES = {"extremes": FULL, "out": FULL, "blocks": COUNT, "down": COUNT, "across": COUNT}
 CONVOLVE = dict.fromkeys(("x", "weight", "bias", "modulation", "add", "out"), HALF)
 CONVOLVE |= {"height": COUNT, "width": COUNT, "images_an_item": COUNT}
-CONVOLVED = {"BIAS": True, "MODULATE": True, "RELU": True, "ADD": True, "PRECISION": "tf32", "BLOCK": CONVOLUTION.cells}
+CONVOLVED = {"BIAS": True, "MODULATE": True, "RELU": True, "ADD": True, "PRECISION": "tf32"}
+CONVOLVED |= {"DOWN": CONVOLUTION.down, "ACROSS": CONVOLUTION.across}
+DESCRIBED = ", described"
+"""Behind the name of what is given tensor descriptors, which the backend does on Hopper."""
 
 PLACED = {"rows": COUNT, "height": SIXTEENS, "width": SIXTEENS}
 JOIN = {"x": HALF, "first": HALF, "second": HALF, "pattern": HALF, "out": HALF, **PLACED}
@@ -62,12 +65,26 @@ def single(types: dict[str, str]) -> dict[str, str]:
     return {name: FULL if of == HALF else of for name, of in types.items()}
 
 
-def product(name: str, inputs: int, outputs: int, kind: dict[str, object], half: bool = True) -> Case:
-    """A product in the block sizes that the backend takes for it."""
-    sizes = tuning(inputs, outputs, bool(kind["GELU"]), bool(kind["RESIDUAL"]), half)
-    block = {"BLOCK_ROWS": sizes.rows, "BLOCK_OUT": sizes.outputs, "BLOCK_IN": sizes.inputs, "GROUP": sizes.group}
-    constants = {"INPUTS": inputs, "OUTPUTS": outputs, **kind, **block}
-    return name, blocks.linear, LINEAR if half else single(LINEAR), constants, sizes.warps, sizes.stages
+def product(name: str, inputs: int, outputs: int, kind: dict[str, object], half: bool = True) -> list[Case]:
+    """A product in the block sizes that the backend takes for it, from pointers and, of halves, from descriptors."""
+    found = []
+    for described in (False, True)[: 1 + half]:
+        sizes = tuning(inputs, outputs, bool(kind["GELU"]), bool(kind["RESIDUAL"]), half, described)
+        block = {"BLOCK_ROWS": sizes.rows, "BLOCK_OUT": sizes.outputs, "BLOCK_IN": sizes.inputs, "GROUP": sizes.group}
+        block |= {"DESCRIBED": described, "STAY": sizes.stay > 0}
+        types = LINEAR if half else single(LINEAR)
+        if described:
+            types = {**types, "x": described_type(sizes.rows, sizes.inputs)}
+            types |= {"weight": described_type(sizes.outputs, sizes.inputs)}
+            types |= dict.fromkeys(("residual", "out"), described_type(sizes.rows, sizes.outputs))
+        constants = {"INPUTS": inputs, "OUTPUTS": outputs, **kind, **block}
+        found.append((name + DESCRIBED * described, blocks.linear, types, constants, sizes.warps, sizes.stages))
+    return found
+
+
+def described_type(*block: int) -> str:
+    """Of a tensor descriptor."""
+    return f"tensordesc<fp16[{', '.join(map(str, block))}]>"
 
 
 def mixed(name: str, channels: int, frames: int, half: bool = True) -> Case:
@@ -102,13 +119,13 @@ CASES = [
         {**TRAINED_SIZES, "COUNT": depthwise.PATCHES},
         4,
     ),
-    product("linear norm gelu", 368, 1104, NORMED),
-    product("linear residual", 2160, 720, ADDED),
-    product("linear, narrow", 48, 144, NORMED),
-    product("linear, narrow and not bent", 96, 288, {**NORMED, "GELU": False}),
-    product("linear residual, narrow", 96, 96, ADDED),
-    product("single precision, norm gelu", 368, 1104, {**NORMED, "PRECISION": "ieee"}, half=False),
-    product("single precision, residual", 2160, 720, {**ADDED, "PRECISION": "ieee"}, half=False),
+    *product("linear norm gelu", 368, 1104, NORMED),
+    *product("linear residual", 2160, 720, ADDED),
+    *product("linear, narrow", 48, 144, NORMED),
+    *product("linear, narrow and not bent", 96, 288, {**NORMED, "GELU": False}),
+    *product("linear residual, narrow", 96, 96, ADDED),
+    *product("single precision, norm gelu", 368, 1104, {**NORMED, "PRECISION": "ieee"}, half=False),
+    *product("single precision, residual", 2160, 720, {**ADDED, "PRECISION": "ieee"}, half=False),
     (
         "attention",
         blocks.window_attention,
@@ -164,6 +181,8 @@ def compile_for(architecture: int) -> dict[str, dict[str, object]]:
     """Shared memory, registers, bytes of stack (spills) and whether tensor cores are used, by kernel."""
     found = {}
     for name, kernel, types, constants, warps, *stages in CASES:
+        if name.endswith(DESCRIBED) and architecture != 90:
+            continue
         signature = {a: "constexpr" if a in constants else types[a].partition(":")[0] for a in kernel.arg_names}
         fixed = {(i,): constants[a] for i, a in enumerate(kernel.arg_names) if a in constants}
         aligned = {

@@ -73,6 +73,15 @@ static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shi
     return static_cast<unsigned>((static_cast<std::uint64_t>(high) << 32 | low) >> (shift & 31));
 }
 
+// Selectors without the sign's bit alone.
+static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    const std::uint64_t bytes = static_cast<std::uint64_t>(high) << 32 | low;
+    unsigned chosen = 0;
+    for (int shift = 0; shift < 32; shift += 8, selector >>= 4)
+        chosen |= static_cast<unsigned>(bytes >> (selector & 7) * 8 & 255) << shift;
+    return chosen;
+}
+
 static inline unsigned __vsadu4(unsigned a, unsigned b) {
     unsigned sum = 0;
     for (int shift = 0; shift < 32; shift += 8) {

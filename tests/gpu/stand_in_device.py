@@ -1,4 +1,4 @@
-"""A CPU that looks like a GPU to the backends: ordinary memory for mapped memory, host_grid.h for kernels."""
+"""A CPU that looks like a GPU to the backends: ordinary memory for page-locked memory, host_grid.h for kernels."""
 
 import ctypes
 import threading
@@ -14,13 +14,12 @@ from vsdiqp.kernels import layouts
 from vsdiqp.kernels.program import Launch
 
 
-class HostMapped:
+class HostPageLocked:
     def __init__(self, nbytes: int):
         self.array = np.full(nbytes, 0xAB, np.uint8)
-        self.address = self.array.ctypes.data
 
     def free(self) -> None:
-        self.array, self.address = np.empty(0, np.uint8), 0
+        self.array = np.empty(0, np.uint8)
 
 
 class HostStream:
@@ -40,14 +39,16 @@ _GRID = threading.Lock()
 
 
 class HostDevice:
-    """``limit``: evaluations of more pixels than this run out of memory."""
+    """``free``: bytes of memory that it says are free."""
 
     def __init__(self, name: str = "stand-in", free: int = 1 << 40):
         self.torch, self.name, self.free = torch.device("cpu"), name, free
         self.launched: list[str] = []
+        self.locked: list[HostPageLocked] = []
 
-    def map(self, nbytes: int) -> HostMapped:
-        return HostMapped(nbytes)
+    def page_locked(self, nbytes: int) -> HostPageLocked:
+        self.locked.append(HostPageLocked(nbytes))
+        return self.locked[-1]
 
     def stream(self) -> HostStream:
         return HostStream()
@@ -60,6 +61,10 @@ class HostDevice:
 
         def launch(launch: Launch) -> None:
             self.launched.append(launch.kernel)
+            words = launch.record.view(np.uint64)
+            for memory in self.locked:
+                beyond = words - np.uint64(memory.array.ctypes.data)
+                assert (beyond >= memory.array.nbytes).all(), f"{launch.kernel} is sent over the bus"
             run = kernels[launch.kernel]
             with _GRID:
                 run(ctypes.c_void_p(launch.record.ctypes.data), *launch.grid, 1)

@@ -110,6 +110,24 @@ def test_an_item_does_not_depend_on_its_batch():
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("inputs, outputs", [(48, 48), (32, 16), (48, 32), (64, 64), (80, 48)])
+@pytest.mark.parametrize("size", [(20, 44), (3, 5)])
+def test_a_convolution_does_the_same(inputs: int, outputs: int, size: tuple[int, int], dtype: torch.dtype):
+    plain = torch.nn.Conv2d(inputs, outputs, 3, padding=1).to(DEVICE, dtype)
+    generator = torch.Generator().manual_seed(inputs)
+    x, add = (torch.randn(6, *size, n, generator=generator).permute(0, 3, 1, 2) for n in (inputs, outputs))
+    modulation = torch.randn(2, 2 * outputs, generator=generator)
+    x, add, modulation = (t.to(DEVICE, dtype) for t in (x, add, modulation))
+    with torch.no_grad():
+        ours = fused_cells.Convolution(plain)(x, modulation=modulation, relu=True, add=add)
+        y = plain.double()(x.double())
+    scale, shift = modulation.double().repeat_interleave(3, 0)[..., None, None].chunk(2, 1)
+    exact = (y * (1 + scale) + shift).relu() + add.double()
+    error = (ours.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < (1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps / 2), f"relative rms error {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("channels", [32, 48])
 def test_a_frame_block_does_the_same(channels: int, dtype: torch.dtype):
     block = FrameBlock(channels, 16)

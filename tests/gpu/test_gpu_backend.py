@@ -19,6 +19,7 @@ from vsdiqp.backends.cuda import GpuBackend
 from vsdiqp.backends.memory import Size
 from vsdiqp.clip import ClipFormat, FrameColour, Planes, Run
 from vsdiqp.errors import DiqpError
+from vsdiqp.kernels import layouts
 from vsdiqp.network import DiQP, DiQPConfig
 
 Targets = Sequence[Planes | None]
@@ -165,6 +166,25 @@ def test_only_luma_of_neighbours_is_looked_at_and_staged():
     backend.restore(bare)
     for a, b in zip(whole.targets, bare.targets, strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_only_what_a_run_needs_travels():
+    backend = open_on([HostDevice()], beside_task())
+    backend.restore(beside_run(wanted=(False, True, False)))
+    slot = backend._slots[0]
+    staged = layouts.StagedFrame.of(BESIDE_CLIP)
+    there, back = (memory.reshape(-1, staged.nbytes) for memory in (slot._mirror.numpy(), slot._staging.array))
+    luma = staged.pitches[0] * BESIDE_CLIP.height * staged.itemsize
+    for place in range(7):
+        assert there[place, :luma].any()
+        assert there[place, luma:].any() == (2 <= place < 5), "colours of the group alone"
+    results = back[-3:]
+    assert [(frame != 0xAB).any() for frame in results] == [False, True, False]
+
+
+def test_what_a_slot_holds_for_itself_does_not_grow_with_the_batch():
+    one, two = (open_on([HostDevice()], beside_task(batch=batch))._slots[0] for batch in (1, 2))
+    assert one.fixed_bytes == two.fixed_bytes > one._staging.array.nbytes, "the mirror of staging is counted"
 
 
 def test_launches_of_a_run_with_neighbours():

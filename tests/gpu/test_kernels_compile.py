@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from vsdiqp.clip import ClipFormat
-from vsdiqp.kernels import depthwise_cuda, layouts, sources
+from vsdiqp.kernels import depthwise_cuda, layouts, program, sources
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -51,6 +51,20 @@ def compile_cubin(source: str, architecture: str, options: tuple[str, ...]) -> b
     return cubin
 
 
+def usage_of(kernel: str, cubin: bytes, folder: Path) -> dict[str, int] | None:
+    """Registers of a thread and bytes of memory by their kind; nothing without Triton, which brings NVIDIA's tools."""
+    triton = importlib.util.find_spec("triton")
+    if triton is None or triton.origin is None:
+        return None
+    (folder / "kernel.cubin").write_bytes(cubin)
+    tool = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
+    command = [str(tool), "-res-usage", str(folder / "kernel.cubin")]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(rf"Function {kernel}:\s+(.*)", usage)
+    assert found is not None, usage
+    return {kind: int(number) for kind, number in re.findall(r"(\w+):(\d+)", found[1])}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_compiles_the_kernels(architecture: str):
     api = nvrtc()
@@ -85,22 +99,29 @@ def test_the_depthwise_step_compiles_and_spills_nothing(
     _, known = nvrtc().nvrtcGetSupportedArchs()
     if int(architecture[3:]) not in known:
         pytest.skip(f"this NVRTC does not know {architecture}")
-    triton = importlib.util.find_spec("triton")
+    form = depthwise_cuda.FORMS[frames]
     for channels in widths:
         cubin = compile_cubin(sources.DEPTHWISE, architecture, depthwise_cuda.options(frames, channels, brain))
         assert b"depthwise" in cubin
-        if triton is None or triton.origin is None:
-            continue  # nobody else brings NVIDIA's tools
-        (tmp_path / "kernel.cubin").write_bytes(cubin)
-        tool = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
-        command = [str(tool), "-res-usage", str(tmp_path / "kernel.cubin")]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
-        assert found is not None, usage
-        registers, *memory = map(int, found.groups())
-        form = depthwise_cuda.FORMS[frames]
-        assert registers <= min(128, 65536 // (form.threads * form.blocks))
-        assert memory == [0, 0, 0], f"{channels} channels: registers spill, or shared memory is used: {usage}"
+        usage = usage_of("depthwise", cubin, tmp_path)
+        if usage is None:
+            continue
+        assert usage["REG"] <= min(128, 65536 // (form.threads * form.blocks))
+        memory = {usage[kind] for kind in ("STACK", "SHARED", "LOCAL")}
+        assert memory == {0}, f"{channels} channels: registers spill, or shared memory is used: {usage}"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_search_spills_nothing_and_leaves_room_for_other_warps(architecture: str, tmp_path: Path):
+    _, known = nvrtc().nvrtcGetSupportedArchs()
+    if int(architecture[3:]) not in known:
+        pytest.skip(f"this NVRTC does not know {architecture}")
+    options = layouts.compile_options(FORMATS["8 bit"], True, 4)
+    usage = usage_of("search_blocks", compile_cubin(sources.ALIGNMENT, architecture, options), tmp_path)
+    if usage is None:
+        pytest.skip("nobody but Triton brings NVIDIA's tools")
+    assert usage["REG"] <= 65536 // (program.THREADS * 4)
+    assert usage["STACK"] == usage["LOCAL"] == 0, usage
 
 
 def test_networks_without_neighbours_compile_nothing_for_them():

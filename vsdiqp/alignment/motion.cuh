@@ -144,20 +144,54 @@ DIQP_MOTION int window_at(int block) {
     return block * BLOCK - (WINDOW - BLOCK) / 2;
 }
 
+/// Places around one.
+constexpr int NEIGHBOURS = 8;
+
+/// Where the i-th of them is, in the order in which they are looked at: row by row.
+DIQP_MOTION Vector neighbour(int i) {
+    const int place = i < NEIGHBOURS / 2 ? i : i + 1;
+    return {place % 3 - 1, place / 3 - 1};
+}
+
+DIQP_MOTION bool same(Vector v, Vector w) {
+    return ((v.x ^ w.x) | (v.y ^ w.y)) == 0;
+}
+
+/// Whether a vector is no longer than `reach` along either axis.
+DIQP_MOTION bool within(Vector v, int reach) {
+    return (absolute(v.x) <= reach) & (absolute(v.y) <= reach); // no branch between the two
+}
+
+DIQP_MOTION Vector moved(Vector v, Vector by) {
+    return {v.x + by.x, v.y + by.y};
+}
+
 /// A block's window beside those of the reference, read where they lie. What searches takes any class with these
-/// members: one that works in another memory is told what will be looked at.
+/// members: they ask for all places of a neighbourhood at once, which one that has a GPU's warp reads once for all.
 struct Windows {
     const Plane &current, &reference;
     int x, y; ///< first sample of the window
 
-    /// From here on `compare_near` has vectors within AROUND samples of `centre` along both axes.
+    /// From here on `compare_row` and `compare_around` look no farther than AROUND samples from `centre` along an axis.
     template <int AROUND> DIQP_MOTION void gather(Vector) const {}
 
     DIQP_MOTION int compare(Vector v) const {
         return difference(at(current, x, y), current.stride, at(reference, x + v.x, y + v.y), reference.stride);
     }
 
-    DIQP_MOTION int compare_near(Vector v) const { return compare(v); }
+    /// A row of places, the middle one at (0, down).
+    template <int PLACES> DIQP_MOTION void compare_row(int down, int (&differences)[PLACES]) const {
+        for (int i = 0; i < PLACES; ++i)
+            differences[i] = compare({i - PLACES / 2, down});
+    }
+
+    /// Of places beyond `reach` any number will do.
+    DIQP_MOTION void compare_around(Vector centre, int reach, int (&differences)[NEIGHBOURS]) const {
+        for (int i = 0; i < NEIGHBOURS; ++i) {
+            const Vector v = moved(centre, neighbour(i));
+            differences[i] = within(v, reach) ? compare(v) : 0;
+        }
+    }
 };
 
 /// The same at full size, with what lies between the reference's samples.
@@ -169,17 +203,49 @@ struct HalfWindows {
     /// From here on everything within a sample of `whole` is compared.
     DIQP_MOTION void gather_halves(Vector) const {}
 
+    /// Of `centre` itself; and of the places half a sample from it. It is in halves.
+    DIQP_MOTION int compare_halves(Vector centre, int (&differences)[NEIGHBOURS]) const {
+        for (int i = 0; i < NEIGHBOURS; ++i)
+            differences[i] = compare_half(moved(centre, neighbour(i)));
+        return compare_half(centre);
+    }
+
+    /// Of the places a quarter of a sample from `centre`, which is in halves: means of two of these.
+    DIQP_MOTION void compare_quarters(Vector centre, int (&differences)[NEIGHBOURS]) const {
+        for (int i = 0; i < NEIGHBOURS; ++i) {
+            const Vector v{2 * centre.x + neighbour(i).x, 2 * centre.y + neighbour(i).y};
+            differences[i] =
+                difference_of_mean(at(current, x, y), current.stride, at_half(reference, x, y, {v.x >> 1, v.y >> 1}),
+                                   at_half(reference, x, y, {(v.x + 1) >> 1, (v.y + 1) >> 1}), reference.whole.stride);
+        }
+    }
+
     /// v in halves of a sample.
     DIQP_MOTION int compare_half(Vector v) const {
         return difference(at(current, x, y), current.stride, at_half(reference, x, y, v), reference.whole.stride);
     }
-
-    /// The mean of two places in halves of a sample.
-    DIQP_MOTION int compare_mean(Vector v, Vector w) const {
-        return difference_of_mean(at(current, x, y), current.stride, at_half(reference, x, y, v),
-                                  at_half(reference, x, y, w), reference.whole.stride);
-    }
 };
+
+/// Takes the least of `costs` for `cost` if it is less. Which it is, counted from 1, the first of equal ones; or 0.
+/// Costs are of less than 32 - BITS bits, and none is negative: what is below them all may be so, and stays as 0.
+template <int BITS, int COUNT> DIQP_MOTION int take_least(const int (&costs)[COUNT], int &cost) {
+    // The order is in the bits below the costs: one minimum each, and no branch.
+    static_assert(COUNT < 1 << BITS, "every place has its number");
+    unsigned least = static_cast<unsigned>(cost < 0 ? 0 : cost) << BITS;
+    for (int i = 0; i < COUNT; ++i) {
+        const unsigned found = (static_cast<unsigned>(costs[i]) << BITS) + (i + 1);
+        least = found < least ? found : least;
+    }
+    cost = static_cast<int>(least >> BITS);
+    return static_cast<int>(least & ((1u << BITS) - 1));
+}
+
+/// The same of differences alone. Sums of a GPU's warp lie two in a word, and half a word's number beside them as they
+/// are.
+DIQP_MOTION int take_least_difference(const int (&differences)[NEIGHBOURS], int &cost) {
+    static_assert(255 * WINDOW * WINDOW < 1 << 16, "differences are of 16 bits");
+    return take_least<16>(differences, cost);
+}
 
 /// One block of one level under search.
 template <class Compared> struct Search {
@@ -190,33 +256,63 @@ template <class Compared> struct Search {
     Vector best;
     int cost;
 
-    DIQP_MOTION bool reachable(Vector v) const { return absolute(v.x) <= reach && absolute(v.y) <= reach; }
-
-    DIQP_MOTION bool weigh(Vector v, int difference) {
-        const int found = difference + PENALTY * weight * (absolute(v.x - start.x) + absolute(v.y - start.y)) / 4;
-        if (found >= cost)
-            return false;
-        cost = found;
-        best = v;
-        return true;
+    /// What a vector's part along an axis costs.
+    DIQP_MOTION int deviation(int v, int from) const {
+        static_assert(PENALTY % 4 == 0, "the parts of both axes add up");
+        return PENALTY / 4 * weight * absolute(v - from);
     }
 
+    /// The same of the parts before, at and after v, which is within reach itself.
+    DIQP_MOTION void deviations(int v, int from, int (&around)[3]) const {
+        // More than any difference: what is out of reach is never taken.
+        constexpr int FAR = 1 << 20;
+        around[0] = v > -reach ? deviation(v - 1, from) : FAR;
+        around[1] = deviation(v, from);
+        around[2] = v < reach ? deviation(v + 1, from) : FAR;
+    }
+
+    /// A place within reach.
     DIQP_MOTION void consider(Vector v) {
-        if (reachable(v))
-            weigh(v, windows.compare(v));
+        const int found = windows.compare(v) + deviation(v.x, start.x) + deviation(v.y, start.y);
+        if (found < cost) {
+            cost = found;
+            best = v;
+        }
     }
 
-    DIQP_MOTION bool consider_near(Vector v) { return reachable(v) && weigh(v, windows.compare_near(v)); }
+    /// All places of a row around (0, down), which are within reach.
+    template <int PLACES> DIQP_MOTION void consider_row(int down) {
+        int costs[PLACES];
+        windows.compare_row(down, costs);
+        for (int i = 0; i < PLACES; ++i)
+            costs[i] += deviation(i - PLACES / 2, start.x) + deviation(down, start.y);
+        const int taken = take_least<5>(costs, cost);
+        if (taken != 0)
+            best = {taken - 1 - PLACES / 2, down};
+    }
+
+    /// Whether a place around the best one is better.
+    DIQP_MOTION bool consider_around() {
+        int costs[NEIGHBOURS], across[3], down[3];
+        windows.compare_around(best, reach, costs);
+        deviations(best.x, start.x, across);
+        deviations(best.y, start.y, down);
+        for (int i = 0; i < NEIGHBOURS; ++i)
+            costs[i] += across[neighbour(i).x + 1] + down[neighbour(i).y + 1];
+        const int taken = take_least<4>(costs, cost);
+        if (taken != 0)
+            best = moved(best, neighbour(taken - 1));
+        return taken != 0;
+    }
 };
 
 /// A block's vector at the smallest level: every place within reach.
 template <class Compared> DIQP_MOTION Vector search_smallest(Compared &windows) {
     constexpr int reach = REACH >> (LEVELS - 1);
+    Search<Compared> search{windows, reach, {0, 0}, 1, {0, 0}, windows.compare({0, 0}) - PENALTY};
     windows.template gather<reach>({0, 0});
-    Search<Compared> search{windows, reach, {0, 0}, 1, {0, 0}, windows.compare_near({0, 0}) - PENALTY};
-    for (int dy = -reach; dy <= reach; ++dy)
-        for (int dx = -reach; dx <= reach; ++dx)
-            search.consider_near({dx, dy});
+    for (int down = -reach; down <= reach; ++down)
+        search.template consider_row<2 * reach + 1>(down);
     return search.best;
 }
 
@@ -226,66 +322,45 @@ template <class Compared>
 DIQP_MOTION Vector search_level(Compared &windows, int level, int bx, int by, const diqp_short *coarse, int wide,
                                 int high) {
     // The block's own coarse block, and those next to it on the side where the block lies.
-    const int cx = bx / 2, cy = by / 2;
+    const int cx = bx >> 1, cy = by >> 1;
     const int nx = limited(cx + ((bx & 1) ? 1 : -1), 0, wide - 1), ny = limited(cy + ((by & 1) ? 1 : -1), 0, high - 1);
     const int nearest[4] = {cy * wide + cx, cy * wide + nx, ny * wide + cx, ny * wide + nx};
-    const Vector start{2 * coarse[2 * nearest[0]], 2 * coarse[2 * nearest[0] + 1]};
-    Search<Compared> search{windows, REACH >> level, start, 2, {0, 0}, windows.compare({0, 0}) - PENALTY};
+    Vector starts[4];
     for (int i = 0; i < 4; ++i) {
-        bool known = false;
+        const diqp_short *v = coarse + 2 * nearest[i];
+        starts[i] = {2 * v[0], 2 * v[1]};
+    }
+    Search<Compared> search{windows, REACH >> level, starts[0], 2, {0, 0}, windows.compare({0, 0}) - PENALTY};
+    for (int i = 0; i < 4; ++i) {
+        // What was compared is not better than itself; the first of all, which did not move, least.
+        bool known = same(starts[i], {0, 0});
         for (int j = 0; j < i; ++j)
-            known = known || (coarse[2 * nearest[j]] == coarse[2 * nearest[i]] &&
-                              coarse[2 * nearest[j] + 1] == coarse[2 * nearest[i] + 1]);
-        if (!known)
-            search.consider({2 * coarse[2 * nearest[i]], 2 * coarse[2 * nearest[i] + 1]});
+            known |= same(starts[i], starts[j]);
+        if (!known & within(starts[i], search.reach))
+            search.consider(starts[i]);
     }
     constexpr int steps = 2;
     windows.template gather<steps>(search.best);
-    for (int step = 0; step < steps; ++step) {
-        const Vector centre = search.best;
-        bool better = false;
-        for (int dy = -1; dy <= 1; ++dy)
-            for (int dx = -1; dx <= 1; ++dx)
-                if (dx != 0 || dy != 0)
-                    better = search.consider_near({centre.x + dx, centre.y + dy}) || better;
-        if (!better)
+    for (int step = 0; step < steps; ++step)
+        if (!search.consider_around())
             break;
-    }
     return search.best;
 }
 
 /// `whole`, a block's vector in samples, refined: in quarters of a sample.
 template <class Compared> DIQP_MOTION Vector refine(Compared &windows, Vector whole) {
     windows.gather_halves(whole);
+    int differences[NEIGHBOURS];
     Vector half{2 * whole.x, 2 * whole.y};
-    int cost = windows.compare_half(half) - PENALTY / 2;
-    Vector centre = half;
-    for (int dy = -1; dy <= 1; ++dy)
-        for (int dx = -1; dx <= 1; ++dx) {
-            const Vector v{centre.x + dx, centre.y + dy};
-            if (dx == 0 && dy == 0)
-                continue;
-            const int found = windows.compare_half(v);
-            if (found < cost) {
-                cost = found;
-                half = v;
-            }
-        }
-    Vector quarter{2 * half.x, 2 * half.y};
-    centre = quarter;
+    int cost = windows.compare_halves(half, differences) - PENALTY / 2;
+    const int halves = take_least_difference(differences, cost);
+    if (halves != 0)
+        half = moved(half, neighbour(halves - 1));
+    windows.compare_quarters(half, differences);
     cost -= PENALTY / 2;
-    for (int dy = -1; dy <= 1; ++dy)
-        for (int dx = -1; dx <= 1; ++dx) {
-            if (dx == 0 && dy == 0)
-                continue;
-            const Vector v{centre.x + dx, centre.y + dy};
-            const int found = windows.compare_mean({v.x >> 1, v.y >> 1}, {(v.x + 1) >> 1, (v.y + 1) >> 1});
-            if (found < cost) {
-                cost = found;
-                quarter = v;
-            }
-        }
-    return quarter;
+    const Vector quarter{2 * half.x, 2 * half.y};
+    const int quarters = take_least_difference(differences, cost);
+    return quarters != 0 ? moved(quarter, neighbour(quarters - 1)) : quarter;
 }
 
 /// Weight of tap `tap` (0..5, place -2..3) at `quarter` quarters of a sample: sinc under a sinc of three samples

@@ -1,4 +1,4 @@
-"""What the GPU backends ask of a GPU: mapped memory, streams, kernels. The tests have a CPU stand-in for it.
+"""What the GPU backends ask of a GPU: page-locked memory, streams, kernels. The tests have a CPU stand-in for it.
 
 Everything that touches CuPy or CUDA is here; nothing else of the package imports CuPy.
 """
@@ -20,12 +20,10 @@ from vsdiqp.kernels.program import Launch
 Launcher = Callable[[Launch], None]
 
 
-class Mapped(Protocol):
-    """Page-locked memory of the host that kernels read and write in place."""
+class PageLocked(Protocol):
+    """Memory of the host that a GPU copies from and to on its own, while the CPU does something else."""
 
     array: NDArray[np.uint8]
-    address: int
-    """For kernels."""
 
     def free(self) -> None:
         """Give it back; no work may be using it."""
@@ -54,8 +52,8 @@ class Device(Protocol):
     torch: torch.device
     name: str
 
-    def map(self, nbytes: int) -> Mapped:
-        """Allocate page-locked memory, mapped for this device."""
+    def page_locked(self, nbytes: int) -> PageLocked:
+        """Allocate page-locked memory. Torch's copies between it and this device don't block where told not to."""
         ...
 
     def stream(self) -> Stream:
@@ -76,16 +74,16 @@ class Device(Protocol):
 
 
 class CudaDevice:
-    """An NVIDIA GPU through CuPy (kernels, mapped memory) and torch (everything else)."""
+    """An NVIDIA GPU through CuPy (kernels, page-locked memory) and torch (everything else)."""
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.torch = torch.device("cuda", index)
         self.name = torch.cuda.get_device_name(self.torch)
 
-    def map(self, nbytes: int) -> "CudaMapped":
-        """See `Device.map`."""
-        return CudaMapped(nbytes)
+    def page_locked(self, nbytes: int) -> "CudaPageLocked":
+        """See `Device.page_locked`."""
+        return CudaPageLocked(nbytes)
 
     def stream(self) -> "CudaStream":
         """See `Device.stream`."""
@@ -144,29 +142,36 @@ def network_kernel(
 
 
 @cache
+def describes(device: torch.device) -> bool:
+    """Whether Triton kernels are given tensor descriptors: on Hopper, where that was measured to be faster."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@cache
 def multiprocessors(device: torch.device) -> int:
     """Of a GPU; 2 where Triton's interpreter stands in for one."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 2
 
 
-class CudaMapped:
-    """Page-locked memory mapped for every GPU of the process.
+class CudaPageLocked:
+    """Memory that is page-locked for every GPU of the process.
 
-    Under unified addressing, which every 64-bit system has, kernels use the host's own address.
+    CuPy's call, since torch would round up to powers of two and keep what is given back. Torch's copies need not know
+    that it is page-locked: the driver does, and a copy that must not block is the driver's asynchronous one.
     """
 
     def __init__(self, nbytes: int) -> None:
         from cupy.cuda import runtime
 
         self._runtime = runtime
-        self.address = int(runtime.hostAlloc(nbytes, runtime.hostAllocMapped | runtime.hostAllocPortable))
-        self.array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self.address))
+        self._address = int(runtime.hostAlloc(nbytes, runtime.hostAllocPortable))
+        self.array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self._address))
 
     def free(self) -> None:
-        """See `Mapped.free`."""
-        if self.address:
-            self._runtime.freeHost(self.address)
-            self.address = 0
+        """See `PageLocked.free`."""
+        if self._address:
+            self._runtime.freeHost(self._address)
+            self._address = 0
 
 
 class CudaStream:

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vsdiqp.backends.device import multiprocessors, network_kernel
+from vsdiqp.backends.device import describes, multiprocessors, network_kernel
 from vsdiqp.backends.fused_cells import fuse_cells
 from vsdiqp.backends.fused_joins import (
     FusedJoins,
@@ -389,9 +389,3 @@ def _linear(
         num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
     return out
-
-
-@cache
-def describes(device: torch.device) -> bool:
-    """Whether the matrix kernel is given tensor descriptors: on Hopper, where that was measured to be faster."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

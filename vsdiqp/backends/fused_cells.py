@@ -20,14 +20,62 @@ WARPS = 4
 
 @dataclass(frozen=True, slots=True)
 class ConvolutionSizes:
-    """Of a program of the convolution kernel: the fastest of eleven on an H200, or near it, for `base` and `lite`."""
+    """Of a program of the convolution kernel: the rectangle of cells that it makes, and how."""
 
-    cells: int = 256
-    warps: int = 8
-    stages: int = 3
+    down: int
+    across: int
+    warps: int
+    stages: int
 
 
-CONVOLUTION = ConvolutionSizes()
+CONVOLUTION = ConvolutionSizes(8, 32, 8, 3)
+"""The fastest, or near it, for `base` and `lite` on an H200. Its copy engine was slower: it reads 64 channels of 48."""
+
+
+class Convolution(nn.Module):
+    """A 3x3 convolution of channels-last images and what follows it, in one launch."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, plain: nn.Conv2d):
+        super().__init__()
+        assert plain.bias is not None
+        # Tap by tap a matrix.
+        self.register_buffer("weight", plain.weight.detach().permute(2, 3, 0, 1).flatten(0, 1).contiguous(), False)
+        self.register_buffer("bias", plain.bias.detach(), False)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        bias: bool = True,
+        modulation: Tensor | None = None,
+        relu: bool = False,
+        add: Tensor | None = None,
+        sizes: ConvolutionSizes | None = None,
+    ) -> Tensor:
+        """x: images, C, h, w; modulation: B, 2 C'; add: as the result. Returns images, C', h, w.
+
+        ``sizes``: others than the default.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        images, inputs, height, width = x.shape
+        outputs = self.weight.shape[1]
+        y = x.new_empty((images, height, width, outputs)).permute(0, 3, 1, 2)
+        sizes = sizes or CONVOLUTION
+        first = 1 << (inputs.bit_length() - 1)
+        rectangles = triton.cdiv(height, sizes.down) * triton.cdiv(width, sizes.across)
+        convolutions.convolve[rectangles, images](
+            x, self.weight, self.bias, self.bias if modulation is None else modulation.contiguous(),
+            x if add is None else add.contiguous(memory_format=torch.channels_last), y, height, width, FRAMES,
+            INPUTS=inputs, OUTPUTS=outputs, SIZE_A=first, SIZE_B=_least_power(inputs - first),
+            BLOCK_OUT=_least_power(outputs),
+            BIAS=bias, MODULATE=modulation is not None, RELU=relu, ADD=add is not None,
+            PRECISION="ieee" if x.dtype == torch.float32 else "tf32",  # means nothing to half precision
+            DOWN=sizes.down, ACROSS=sizes.across, num_warps=sizes.warps, num_stages=sizes.stages,
+        )  # fmt: skip
+        return y
 
 
 class FusedFrameBlock(nn.Module):
@@ -35,12 +83,13 @@ class FusedFrameBlock(nn.Module):
 
     def __init__(self, block: FrameBlock):
         super().__init__()
-        self.conv1, self.conv2, self.modulate = block.conv1, block.conv2, block.modulate
+        self.conv1, self.conv2, self.modulate = Convolution(block.conv1), Convolution(block.conv2), block.modulate
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """As `FrameBlock`."""
-        y = convolve(self.conv1, x, modulation=self.modulate(code), relu=True)
-        return convolve(self.conv2, y, add=x)
+        y = self.conv1(x, modulation=self.modulate(code), relu=True)
+        z: Tensor = self.conv2(y, add=x)
+        return z
 
 
 class FusedCellStem(CellStem):
@@ -48,11 +97,11 @@ class FusedCellStem(CellStem):
 
     def __init__(self, plain: CellStem):
         nn.Module.__init__(self)
-        self.seen, self.project, self.blocks = plain.seen, plain.project, _fused_blocks(plain.blocks)
+        self.seen, self.first, self.blocks = plain.seen, Convolution(plain.project), _fused_blocks(plain.blocks)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """As `CellStem`."""
-        features = convolve(self.project, x, relu=True)
+        features: Tensor = self.first(x, relu=True)
         for block in self.blocks:
             features = block(features, code)
         return features
@@ -63,20 +112,21 @@ class FusedCellHead(CellHead):
 
     def __init__(self, plain: CellHead):
         nn.Module.__init__(self)
-        self.seen, self.project, self.blocks = plain.seen, plain.project, _fused_blocks(plain.blocks)
+        self.seen, self.last, self.blocks = plain.seen, Convolution(plain.project), _fused_blocks(plain.blocks)
 
     def forward(self, features: Tensor, code: Tensor) -> Tensor:
         """As `CellHead`, less the last bias."""
         for block in self.blocks:
             features = block(features, code)
-        return convolve(self.project, features, bias=False)
+        answer: Tensor = self.last(features, bias=False)
+        return answer
 
 
 class FusedCellSteps:
     """What `DiQP.predict` does before the stem's convolutions and after the head's."""
 
     def __init__(self, head: FusedCellHead):
-        self._project = head.project
+        self._last = head.last
 
     def stem_inputs(self, tile: Tensor, beside: Tensor, pattern: Tensor, damage: Tensor) -> Tensor:
         """`CellStem.inputs` of tiles B, 3, 3, H, W and aligned luma B, 3, N, H, W: B * 3, C, H / 2, W / 2."""
@@ -84,8 +134,7 @@ class FusedCellSteps:
 
     def residual(self, answer: Tensor, tile: Tensor, beside: Tensor, damage: Tensor) -> Tensor:
         """`CellHead.residual` of what `FusedCellHead` answers: B, 3, 3, H, W, fp32."""
-        assert self._project.bias is not None
-        return residual(answer, self._project.bias, tile, beside, damage)
+        return residual(answer, self._last.bias, tile, beside, damage)
 
 
 def fuse_cells(network: DiQP) -> None:
@@ -93,8 +142,7 @@ def fuse_cells(network: DiQP) -> None:
     assert isinstance(network.stem, CellStem) and isinstance(network.head, CellHead)
     stem, head = FusedCellStem(network.stem), FusedCellHead(network.head)
     for part in (stem, head):
-        # Else every call turns the weights; and what kernels write is no matter for gradients.
-        cast(nn.Module, part).to(memory_format=torch.channels_last).requires_grad_(False)
+        cast(nn.Module, part).requires_grad_(False)  # what kernels write is no matter for gradients
     network.stem, network.head, network.cell_steps = stem, head, FusedCellSteps(head)
 
 
@@ -150,40 +198,6 @@ def residual(answer: Tensor, bias: Tensor, tile: Tensor, beside: Tensor, damage:
 
 def _fused_blocks(blocks: nn.ModuleList) -> nn.ModuleList:
     return nn.ModuleList(FusedFrameBlock(cast(FrameBlock, block)) for block in blocks)
-
-
-def convolve(
-    convolution: nn.Conv2d,
-    x: Tensor,
-    *,
-    bias: bool = True,
-    modulation: Tensor | None = None,
-    relu: bool = False,
-    add: Tensor | None = None,
-    sizes: ConvolutionSizes | None = None,
-) -> Tensor:
-    """A 3x3 convolution of channels-last images and what follows it. modulation: B, 2 C; add: as the result.
-
-    ``sizes``: others than the default.
-    """
-    weight = convolution.weight.contiguous(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
-    images, inputs, height, width = x.shape
-    outputs = len(weight)
-    y = x.new_empty((images, height, width, outputs)).permute(0, 3, 1, 2)
-    offsets = convolution.bias
-    assert offsets is not None
-    first = 1 << (inputs.bit_length() - 1)
-    sizes = sizes or CONVOLUTION
-    convolutions.convolve[triton.cdiv(height * width, sizes.cells), images](
-        x, weight, offsets, offsets if modulation is None else modulation.contiguous(),
-        x if add is None else add.contiguous(memory_format=torch.channels_last), y, height, width, FRAMES,
-        INPUTS=inputs, OUTPUTS=outputs, SIZE_A=first, SIZE_B=_least_power(inputs - first),
-        BLOCK_OUT=_least_power(outputs), BIAS=bias, MODULATE=modulation is not None, RELU=relu, ADD=add is not None,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",  # means nothing to half precision
-        BLOCK=sizes.cells, num_warps=sizes.warps, num_stages=sizes.stages,
-    )  # fmt: skip
-    return y
 
 
 def _least_power(count: int) -> int:

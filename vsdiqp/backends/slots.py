@@ -1,28 +1,28 @@
 """One run at a time on a GPU: a slot bundles staging, stream, tensors and recorded work, so that nothing is allocated
 and nobody else is waited for while frames are restored.
 
-A run's way: planes -> mapped staging (one copy by the CPU) -> `thumbnails` -> the frames' guides -> for every batch
-`prepare_tiles`, the network -> `finish_planes` -> mapped staging -> planes. Kernels read and write staging themselves,
-so no copy is queued but that of the tiles' locations (48 bytes a tile). Networks with neighbours add the search for
-motion before the first batch, once a run, and `move_luma` to every batch.
+A run's way: planes -> page-locked staging (one copy by the CPU) -> the mirror of staging on the GPU -> `thumbnails` ->
+the frames' guides -> for every batch `prepare_tiles`, the network -> `finish_planes` -> mirror -> staging -> planes.
+Each frame sets out for the mirror as soon as it is staged, so the bus works while the CPU copies the next. Kernels
+never reach over the bus themselves: that was measured at a fifth of what copies do. Networks with neighbours add the
+search for motion, once a run, as soon as the frames that it needs are on their way, and `move_luma` to every batch.
 
 Memory of a slot for a clip of S bytes a frame, T tiles of w x h pixels in batches of B: 7 S page-locked, and on the
-GPU 36 T w h for the predictions, (66 or 132) B w h for tiles, results and look-ahead, and the network's activations.
-K neighbours on each side add, for frames of W x H: 2 K S page-locked, 3 S more where they come from a first pass, and
-on the GPU 24 K B w h and at most 8.8 (3 + 2 K) (W + 256) (H + 256).
+GPU 7 S for the mirror, 36 T w h for the predictions, (66 or 132) B w h for tiles, results and look-ahead, and the
+network's activations. K neighbours on each side add, for frames of W x H: 2 K S page-locked and on the GPU, 3 S more
+of both where they come from a first pass, and on the GPU 24 K B w h and at most 8.8 (3 + 2 K) (W + 256) (H + 256).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vsdiqp.backends.base import Network, Predictor, Task
-from vsdiqp.backends.device import Device, Launcher, Mapped
+from vsdiqp.backends.device import Device, Launcher, PageLocked
 from vsdiqp.backends.memory import Size
 from vsdiqp.clip import Planes, Run
 from vsdiqp.errors import DiqpError
@@ -48,15 +48,6 @@ class Shared:
     """Record the network's work (CUDA graphs)."""
 
 
-class Staged(NamedTuple):
-    """Where the frames of a run lie in staging."""
-
-    frames: list[int]
-    """Addresses of n-1, n, n+1 and, where wanted, the look-ahead frame."""
-    sequence: list[int]
-    """Places of the frames before the group, the group's and those after it. Distinct frames have places from 0 up."""
-
-
 class Slot:
     """See the module. Not for two threads at once."""
 
@@ -71,11 +62,15 @@ class Slot:
         self._firsts = [min(first, plan.count - batch) for first in range(0, plan.count, batch)]
         staged = layouts.StagedFrame.of(clip)
         self._inputs = layouts.FRAMES + 2 * config.neighbours + (layouts.GROUP if config.first_pass else 0)
-        self._staging = device.map((self._inputs + layouts.GROUP) * staged.nbytes)
-        self._numbers: Mapped | None = None
+        self._staging = device.page_locked((self._inputs + layouts.GROUP) * staged.nbytes)
+        self._numbers: PageLocked | None = None
         try:
-            self._numbers = device.map((len(self._firsts) * 6 * batch + 1) * 8)
+            samples = self._staging.array.view(layouts.sample_dtype(clip)).reshape(-1, staged.samples)
+            self._views = [staged.views(frame) for frame in samples]
+            self._numbers = device.page_locked((len(self._firsts) * 6 * batch + 1) * 8)
             with self._stream.use(), torch.inference_mode():
+                self._host = torch.from_numpy(self._staging.array)
+                self._mirror = torch.zeros(self._host.shape, dtype=torch.uint8, device=device.torch)
                 self._allocate(plan.count, batch, (plan.rows.side, plan.columns.side), thumbnail)
                 self._tables = {
                     name: torch.from_numpy(table).to(device.torch)
@@ -96,22 +91,24 @@ class Slot:
     @property
     def fixed_bytes(self) -> int:
         """Memory on the GPU that a larger batch would not enlarge."""
-        kept = (self._prediction, *self._tables.values(), *self._buffers.values())
+        kept = (self._mirror, self._prediction, *self._tables.values(), *self._buffers.values())
         return sum(tensor.nbytes for tensor in kept)
 
     def restore(self, run: Run) -> None:
         """See `Backend.restore`."""
-        shared = self._shared
-        strength = shared.task.strength * shared.network.confidence(run.qp, run.codec)
-        staged = self._stage(run)
-        self._locate(run)
+        neighbours = self._shared.network.config.neighbours
+        if neighbours and {len(run.before), len(run.after)} != {neighbours}:
+            raise DiqpError(
+                f"a run came with {len(run.before)} and {len(run.after)} frames around its group; this network "
+                f"needs {neighbours} on each side"
+            )
         try:
             with self._stream.use(), torch.inference_mode():
-                self._queue(run, staged, strength)
+                self._queue(run)
         finally:
             # Also after an error: work that was queued before it still uses this slot.
             self._stream.wait()
-        for views, target in zip(self._outputs(), run.targets, strict=True):
+        for views, target in zip(self._views[self._inputs :], run.targets, strict=True):
             if target is not None:
                 for new, plane in zip(views, target, strict=True):
                     np.copyto(plane, new)
@@ -120,9 +117,9 @@ class Slot:
         """Give back memory. No run may be under way."""
         self._stream.wait()
         self._captured.clear()
-        for mapped in (self._staging, self._numbers):
-            if mapped is not None:
-                mapped.free()
+        for memory in (self._staging, self._numbers):
+            if memory is not None:
+                memory.free()
 
     # -- construction --------------------------------------------------------------------------------------------------
 
@@ -176,39 +173,65 @@ class Slot:
 
     # -- a run ---------------------------------------------------------------------------------------------------------
 
-    def _stage(self, run: Run) -> Staged:
-        """Copy the frames to staging, each once; of frames that only luma is needed of, luma alone."""
-        staged = self._program.staged
-        config = self._shared.network.config
-        sequence: tuple[Planes, ...] = run.frames
-        shown: list[Planes] = [*run.frames]
-        if self._alignment is not None:
-            sequence = run.sequence
-            if {len(run.before), len(run.after)} != {config.neighbours}:
-                raise DiqpError(
-                    f"a run came with {len(run.before)} and {len(run.after)} frames around its group; this network "
-                    f"needs {config.neighbours} on each side"
-                )
-        if config.uses_ahead:
-            shown.append(run.ahead)
+    def _queue(self, run: Run) -> None:
+        """Stage a run and queue its work; early what the GPU can do while the CPU still has to do something."""
+        shared, batch, uses_ahead = self._shared, self._shared.size.batch, self._shared.network.config.uses_ahead
+        shown = [*run.frames, run.ahead] if uses_ahead else [*run.frames]
         whole = {identity(planes) for planes in shown}
-        chroma = self._alignment is not None and self._alignment.needs_chroma(run.colour)
         places: dict[tuple[int, ...], int] = {}
-        for planes in (*sequence, *shown):
-            key = identity(planes)
-            if key in places:
-                continue
-            places[key] = len(places)
-            wanted = planes if chroma or key in whole else planes[:1]
-            for view, plane in zip(staged.views(self._frame(places[key])), wanted, strict=False):
-                np.copyto(view, plane)
-        return Staged(
-            [self._address(places[identity(planes)]) for planes in shown],
-            [places[identity(planes)] for planes in sequence],
-        )
+        pairs: Pairs | None = None
+        if self._alignment is not None:
+            if self._alignment.needs_chroma(run.colour):
+                whole.update(map(identity, run.sequence))
+            pairs = self._search(run, self._stage(run.sequence, whole, places))
+        frames = [self._address(place) for place in self._stage(shown, whole, places)]
+        thumbnails = self._program.thumbnails(run.colour, frames, _at(self._around), _at(self._ahead_scaled))
+        if thumbnails is not None:
+            shared.launch(thumbnails)
+        numbers = self._locate(run)
+        self._decay.copy_(numbers[-1:].view(1, 1, 1, 1, 1), non_blocking=True)
+        self._guide()
+        for index, first in enumerate(self._firsts):
+            batch_numbers = numbers[index * 6 * batch : (index + 1) * 6 * batch].view(6, batch, 1)
+            self._location.copy_(batch_numbers, non_blocking=True)
+            shared.launch(self._program.prepare(run.colour, frames, first, batch, _at(self._tile), _at(self._ahead)))
+            if self._alignment is not None and pairs is not None:
+                shared.launch(self._alignment.move(pairs, first, batch, _at(self._beside[0])))
+            self._predict()
+            self._prediction[first : first + batch].copy_(self._result)
+        wanted = {index: self._inputs + index for index, target in enumerate(run.targets) if target is not None}
+        targets = [self._address(wanted[index]) if index in wanted else 0 for index in range(layouts.GROUP)]
+        strength = shared.task.strength * shared.network.confidence(run.qp, run.codec)
+        shared.launch(self._program.finish(run.colour, frames, _at(self._prediction), targets, strength))
+        for place in wanted.values():
+            self._copy(self._host, self._mirror, place)
 
-    def _locate(self, run: Run) -> None:
-        """Locations of the tiles, batch by batch, and the weight decay, into mapped memory."""
+    def _stage(
+        self, frames: Iterable[Planes], whole: set[tuple[int, ...]], places: dict[tuple[int, ...], int]
+    ) -> list[int]:
+        """Places of frames in staging and in the mirror. Those that ``places`` does not know yet are copied there, and
+        get the next places; of those that are not in ``whole``, luma alone is."""
+        found = []
+        for planes in frames:
+            key = identity(planes)
+            if key not in places:
+                place = places[key] = len(places)
+                wanted = planes if key in whole else planes[:1]
+                for view, plane in zip(self._views[place], wanted, strict=False):
+                    np.copyto(view, plane)
+                self._copy(self._mirror, self._host, place, len(wanted))
+            found.append(places[key])
+        return found
+
+    def _copy(self, to: Tensor, source: Tensor, place: int, planes: int = 3) -> None:
+        """Queue the copy of the first planes of the frame in a place between staging and the mirror."""
+        staged = self._program.staged
+        start = place * staged.nbytes
+        end = start + staged.extent(planes)
+        to[start:end].copy_(source[start:end], non_blocking=True)
+
+    def _locate(self, run: Run) -> Tensor:
+        """Locations of the tiles, batch by batch, and the weight decay, in page-locked memory."""
         clip, plan, batch = self._shared.task.clip, self._shared.size.plan, self._shared.size.batch
         side = (plan.rows.side, plan.columns.side)
         found = [
@@ -218,56 +241,25 @@ class Slot:
             for top, left in self._starts
         ]
         table = np.stack([location.numpy() for location, _ in found], 1)  # 6, tiles
-        numbers = self._mapped_numbers()
+        assert self._numbers is not None
+        numbers = self._numbers.array.view(np.float64)
         for index, first in enumerate(self._firsts):
             numbers[index * 6 * batch : (index + 1) * 6 * batch] = table[:, first : first + batch].ravel()
         numbers[-1] = found[0][1]
-
-    def _queue(self, run: Run, staged: Staged, strength: float) -> None:
-        shared, batch, frames = self._shared, self._shared.size.batch, staged.frames
-        numbers = torch.from_numpy(self._mapped_numbers())
-        self._decay.copy_(numbers[-1:].view(1, 1, 1, 1, 1), non_blocking=True)
-        thumbnails = self._program.thumbnails(run.colour, frames, _at(self._around), _at(self._ahead_scaled))
-        if thumbnails is not None:
-            shared.launch(thumbnails)
-        self._guide()
-        pairs = self._search(run, staged.sequence)
-        for index, first in enumerate(self._firsts):
-            batch_numbers = numbers[index * 6 * batch : (index + 1) * 6 * batch].view(6, batch, 1)
-            self._location.copy_(batch_numbers, non_blocking=True)
-            shared.launch(self._program.prepare(run.colour, frames, first, batch, _at(self._tile), _at(self._ahead)))
-            if self._alignment is not None:
-                shared.launch(self._alignment.move(pairs, first, batch, _at(self._beside[0])))
-            self._predict()
-            self._prediction[first : first + batch].copy_(self._result)
-        targets = [
-            self._address(self._inputs + index) if target is not None else 0 for index, target in enumerate(run.targets)
-        ]
-        shared.launch(self._program.finish(run.colour, frames, _at(self._prediction), targets, strength))
+        return torch.from_numpy(numbers)
 
     def _search(self, run: Run, sequence: list[int]) -> Pairs:
-        """Queue the search for the motion between the run's frames, where the network wants it."""
+        """Queue the search for the motion between the frames of a run's sequence, which have these places."""
+        assert self._alignment is not None
         pairs = Pairs.of(sequence, [target is not None for target in run.targets], self._shared.network.config.seen)
-        if self._alignment is not None:
-            frames = [self._address(place) for place in range(max(sequence) + 1)]
-            for launch in self._alignment.search(run.colour, frames, pairs):
-                self._shared.launch(launch)
+        frames = [self._address(place) for place in range(max(sequence) + 1)]
+        for launch in self._alignment.search(run.colour, frames, pairs):
+            self._shared.launch(launch)
         return pairs
 
-    def _outputs(self) -> list[Planes]:
-        return [self._program.staged.views(self._frame(self._inputs + index)) for index in range(layouts.GROUP)]
-
-    def _frame(self, index: int) -> NDArray[Any]:
-        kind = layouts.sample_dtype(self._shared.task.clip)
-        size = self._program.staged.nbytes
-        return self._staging.array[index * size : (index + 1) * size].view(kind)
-
-    def _address(self, index: int) -> int:
-        return self._staging.address + index * self._program.staged.nbytes
-
-    def _mapped_numbers(self) -> NDArray[np.float64]:
-        assert self._numbers is not None
-        return self._numbers.array.view(np.float64)
+    def _address(self, place: int) -> int:
+        """On the GPU."""
+        return self._mirror.data_ptr() + place * self._program.staged.nbytes
 
 
 def _nothing() -> None:

@@ -74,14 +74,30 @@ struct Move {
 
 namespace diqp_motion {
 
-// Eight bytes from any address. Reads whole words around them: planes go on there.
-__device__ inline void eight(const diqp_byte *p, unsigned *out) {
-    const unsigned beyond = (unsigned)(size_t)p & 3, shift = 8 * beyond;
-    const unsigned *words = (const unsigned *)(p - beyond);
-    // Through the read-only path: nothing here writes planes.
-    const unsigned first = __ldg(words), second = __ldg(words + 1), third = __ldg(words + 2);
-    out[0] = __funnelshift_r(first, second, shift);
-    out[1] = __funnelshift_r(second, third, shift);
+// Four bytes that begin anywhere in the first of two words.
+__device__ inline unsigned four(unsigned first, unsigned second, unsigned byte) {
+    return __funnelshift_r(first, second, 8 * byte); // which looks at the last five bits alone
+}
+
+// Four bytes from any address, and from those below it, so many words a row. Reads whole words around them: planes go
+// on there.
+template <int ROWS_READ> __device__ inline void below(const diqp_byte *p, int stride, unsigned (&out)[ROWS_READ]) {
+    const unsigned *words = (const unsigned *)((size_t)p & ~(size_t)3);
+#pragma unroll
+    for (int k = 0; k < ROWS_READ; ++k, words += stride)
+        // Through the read-only path: nothing here writes planes.
+        out[k] = four(__ldg(words), __ldg(words + 1), (unsigned)(size_t)p);
+}
+
+// Adds the absolute differences of four bytes.
+__device__ inline unsigned add_differences(unsigned a, unsigned b, unsigned sum) {
+#ifdef __CUDACC_RTC__
+    // __vsadu4 has no sum to add to, though its instruction has.
+    asm("vabsdiff4.u32.u32.u32.add %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(sum));
+    return sum;
+#else
+    return sum + __vsadu4(a, b);
+#endif
 }
 
 // Every lane's sum over all lanes.
@@ -97,40 +113,57 @@ __device__ inline int total(unsigned sum) {
     return (int)sum;
 }
 
-// A lane compares half a row.
-#define PIECES (2 * WINDOW)
-
-// Words that hold so many bytes wherever in a word they begin.
-__host__ __device__ constexpr int words_for(int bytes) {
-    return (bytes + 6) / 4;
+// The same of many sums of windows, which are of 16 bits (take_least_difference): two in a word at a time.
+template <int COUNT> __device__ inline void totals(const unsigned (&sums)[COUNT], int (&out)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2) {
+        const unsigned two = (unsigned)total(i + 1 < COUNT ? sums[i] + (sums[i + 1] << 16) : sums[i]);
+        out[i] = (int)(two & 0xffff);
+        if (i + 1 < COUNT)
+            out[i + 1] = (int)(two >> 16);
+    }
 }
 
-static_assert(WINDOW == 16, "half a row is eight bytes");
+// A lane compares words of the window: pieces of one column, and of as many rows, below each other.
+#define ROWS 2
+#define PIECES (WINDOW / 4 * WINDOW / ROWS)
+
+// Words that hold so many bytes wherever in a word they begin. What lanes read together, four words of every second
+// row, then lies in all banks of shared memory.
+__host__ __device__ constexpr int words_for(int bytes) {
+    return ((bytes + 6) / 4 + 1) / 4 * 4 + 2;
+}
+
 constexpr int FARTHEST = WINDOW + 2 * (REACH >> (LEVELS - 1)), HALVES = WINDOW + 2;
 // Words of a half plane's surroundings, and of shared memory for those who search a block together.
 constexpr int HALF_WORDS = HALVES * words_for(HALVES);
 constexpr int STORE = FARTHEST * words_for(FARTHEST) > 4 * HALF_WORDS ? FARTHEST * words_for(FARTHEST) : 4 * HALF_WORDS;
 
 // A block's window in registers, and the surroundings of where it is looked for in shared memory: reads of planes go
-// to sixteen lines at once, which the first-level cache takes one by one, and most windows are compared with many that
-// overlap. Members as of `Windows` and `HalfWindows`.
+// to many lines at once, which the first-level cache takes one by one, and most windows are compared with many that
+// overlap. Members as of `Windows` and `HalfWindows`; what neighbouring places have in common is read once.
 struct Gathered {
     HalfPlanes reference; // of levels but the first: `whole` alone
     int x, y;
     unsigned *store;
-    unsigned own[PIECES / LANES][2];
-    // What is stored: its first sample, words a row, bytes before the sample in its word.
-    int left, top, pitch, before;
+    unsigned own[PIECES / LANES][ROWS];
+    // What is stored: where its first sample is, seen from the window's; and how many bytes of its word are before it.
+    int left, top, before;
 
     DIQP_MOTION Gathered(const Plane &current, const HalfPlanes &planes, int bx, int by, unsigned *memory)
-        : reference(planes), x(window_at(bx)), y(window_at(by)), store(memory), left(0), top(0), pitch(0), before(0) {
+        : reference(planes), x(window_at(bx)), y(window_at(by)), store(memory), left(0), top(0), before(0) {
         for (int i = 0; i < PIECES / LANES; ++i)
-            eight(at(current, x + column(i), y + row(i)), own[i]);
+            below(current.origin + offset(i), current.stride / 4, own[i]);
     }
 
+    // Where a lane's i-th piece of the window is, in all planes of a size: a plane has less than 2 GiB.
+    DIQP_MOTION int offset(int i) const { return (y + row(i)) * reference.whole.stride + x + 4 * word(i); }
+
+    static DIQP_MOTION int lane() { return threadIdx.x % LANES; }
+
     // Of the piece that is a lane's i-th.
-    static DIQP_MOTION int row(int i) { return (threadIdx.x % LANES + i * LANES) / 2; }
-    static DIQP_MOTION int column(int i) { return (threadIdx.x % LANES + i * LANES) % 2 * 8; }
+    static DIQP_MOTION int row(int i) { return (lane() + i * LANES) / (WINDOW / 4) * ROWS; }
+    static DIQP_MOTION int word(int i) { return (lane() + i * LANES) % (WINDOW / 4); }
 
     static DIQP_MOTION void meet() {
 #if LANES > 1
@@ -138,86 +171,170 @@ struct Gathered {
 #endif
     }
 
-    // Store SIDE rows of as many samples from (left, top) on.
-    template <int SIDE> DIQP_MOTION void copy(const Plane &plane, unsigned *to) const {
-        constexpr int wide = words_for(SIDE);
-        const unsigned *from = (const unsigned *)(at(plane, left, top) - before);
-        for (int i = threadIdx.x % LANES; i < SIDE * wide; i += LANES)
-            to[i] = __ldg(from + i / wide * (plane.stride / 4) + i % wide);
-    }
-
-    DIQP_MOTION void place(int sample_x, int sample_y, int wide) {
-        left = sample_x;
-        top = sample_y;
-        pitch = wide;
+    // Store SIDE rows of as many samples from where what is stored begins, of as many planes.
+    template <int SIDE, int PLANES_STORED> DIQP_MOTION void copy(const Plane (&planes)[PLANES_STORED]) {
+        constexpr int wide = words_for(SIDE), words = SIDE * wide;
+        // So many rows at once, of each so many words.
+        constexpr int high = LANES < wide ? 1 : LANES / wide, across = LANES < wide ? LANES : wide;
+        static_assert(PLANES_STORED * words <= STORE, "the surroundings fit");
         // Planes begin alike: what holds for one of a size holds for all.
-        before = (int)((size_t)at(reference.whole, left, top) & 3);
+        before = (int)((size_t)at(planes[0], x + left, y + top) & 3);
         meet(); // nobody reads what was there any more
+        if (lane() < high * across) {
+            const int stride = planes[0].stride, first = lane() / across, column = lane() % across;
+            const int from = (y + top + first) * stride + x + left - before + 4 * column;
+            unsigned *to = store + first * wide + column;
+#pragma unroll
+            for (int i = 0; i < PLANES_STORED; ++i) {
+                const diqp_byte *line = planes[i].origin + from;
+#pragma unroll
+                for (int r = 0; r < SIDE; r += high, line += high * stride)
+                    if (r + high <= SIDE || r + first < SIDE)
+                        for (int c = 0; c < wide; c += across)
+                            to[i * words + r * wide + c] = __ldg((const unsigned *)line + c);
+            }
+        }
+        meet();
     }
 
     template <int AROUND> DIQP_MOTION void gather(Vector centre) {
-        constexpr int side = WINDOW + 2 * AROUND;
-        static_assert(side * words_for(side) <= STORE, "the surroundings fit");
-        place(x + centre.x - AROUND, y + centre.y - AROUND, words_for(side));
-        copy<side>(reference.whole, store);
-        meet();
+        left = centre.x - AROUND;
+        top = centre.y - AROUND;
+        copy<WINDOW + 2 * AROUND>({reference.whole});
     }
 
     DIQP_MOTION void gather_halves(Vector whole) {
-        place(x + whole.x - 1, y + whole.y - 1, words_for(HALVES));
-        copy<HALVES>(reference.whole, store);
-        copy<HALVES>(reference.across, store + HALF_WORDS);
-        copy<HALVES>(reference.down, store + 2 * HALF_WORDS);
-        copy<HALVES>(reference.both, store + 3 * HALF_WORDS);
-        meet();
+        left = whole.x - 1;
+        top = whole.y - 1;
+        copy<HALVES>({reference.whole, reference.across, reference.down, reference.both});
     }
 
-    // Eight samples of what is stored for a lane's i-th piece of the window at (sample_x, sample_y).
-    DIQP_MOTION void stored(const unsigned *from, int sample_x, int sample_y, int i, unsigned *out) const {
-        const unsigned byte = before + sample_x - left;
-        const unsigned *words = from + (sample_y - top + row(i)) * pitch + byte / 4 + column(i) / 4;
-        const unsigned shift = 8 * (byte & 3), second = words[1];
-        out[0] = __funnelshift_r(words[0], second, shift);
-        out[1] = __funnelshift_r(second, words[2], shift);
-    }
-
-    DIQP_MOTION const unsigned *half_plane(Vector v) const { return store + ((v.y & 1) * 2 + (v.x & 1)) * HALF_WORDS; }
+    // The word of what is stored, rows `pitch` words apart, that a lane's i-th piece of a window there begins in.
+    DIQP_MOTION const unsigned *stored(int pitch, int i) const { return store + row(i) * pitch + word(i); }
 
     DIQP_MOTION int compare(Vector v) const {
+        const int stride = reference.whole.stride;
         unsigned sum = 0;
         for (int i = 0; i < PIECES / LANES; ++i) {
-            unsigned p[2];
-            eight(at(reference.whole, x + v.x + column(i), y + v.y + row(i)), p);
-            sum += __vsadu4(own[i][0], p[0]) + __vsadu4(own[i][1], p[1]);
+            unsigned seen[ROWS];
+            below(reference.whole.origin + (offset(i) + v.y * stride + v.x), stride / 4, seen);
+            for (int k = 0; k < ROWS; ++k)
+                sum = add_differences(own[i][k], seen[k], sum);
         }
         return total(sum);
     }
 
-    DIQP_MOTION int compare_near(Vector v) const { return compare_stored(store, x + v.x, y + v.y); }
-
-    DIQP_MOTION int compare_half(Vector v) const {
-        return compare_stored(half_plane(v), x + (v.x >> 1), y + (v.y >> 1));
+    template <int PLACES> DIQP_MOTION void compare_row(int down, int (&differences)[PLACES]) const {
+        constexpr int pitch = words_for(WINDOW + PLACES - 1), wide = (PLACES + 2) / 4 + 1;
+        const unsigned byte = before - PLACES / 2 - left;
+        unsigned sums[PLACES] = {};
+        for (int i = 0; i < PIECES / LANES; ++i) {
+            const unsigned *words = stored(pitch, i) + (down - top) * pitch + byte / 4;
+#pragma unroll
+            for (int k = 0; k < ROWS; ++k) {
+                unsigned line[wide + 1];
+#pragma unroll
+                for (int c = 0; c < wide; ++c)
+                    line[c] = four(words[k * pitch + c], words[k * pitch + c + 1], byte);
+                line[wide] = 0;
+#pragma unroll
+                for (int place = 0; place < PLACES; ++place)
+                    sums[place] =
+                        add_differences(own[i][k], four(line[place / 4], line[place / 4 + 1], place), sums[place]);
+            }
+        }
+        totals(sums, differences);
     }
 
-    DIQP_MOTION int compare_stored(const unsigned *from, int sample_x, int sample_y) const {
-        unsigned sum = 0;
+    // After gather<2>.
+    DIQP_MOTION void compare_around(Vector centre, int, int (&differences)[NEIGHBOURS]) const {
+        constexpr int pitch = words_for(WINDOW + 4);
+        const unsigned byte = before + centre.x - 1 - left;
+        unsigned sums[NEIGHBOURS] = {};
         for (int i = 0; i < PIECES / LANES; ++i) {
-            unsigned p[2];
-            stored(from, sample_x, sample_y, i, p);
-            sum += __vsadu4(own[i][0], p[0]) + __vsadu4(own[i][1], p[1]);
+            const unsigned *words = stored(pitch, i) + (centre.y - 1 - top) * pitch + byte / 4;
+            unsigned seen[ROWS + 2][3];
+#pragma unroll
+            for (int r = 0; r < ROWS + 2; ++r, words += pitch) {
+                const unsigned first = four(words[0], words[1], byte), second = four(words[1], words[2], byte);
+#pragma unroll
+                for (int c = 0; c < 3; ++c)
+                    seen[r][c] = four(first, second, c);
+            }
+#pragma unroll
+            for (int n = 0; n < NEIGHBOURS; ++n)
+#pragma unroll
+                for (int k = 0; k < ROWS; ++k)
+                    sums[n] = add_differences(own[i][k], seen[neighbour(n).y + 1 + k][neighbour(n).x + 1], sums[n]);
         }
+        totals(sums, differences);
+    }
+
+    // What a piece is compared with at the places half a sample around one, and there: [down][across].
+    typedef unsigned Halves[3][3][ROWS];
+
+    DIQP_MOTION void halves_around(Vector centre, int i, Halves &seen) const {
+        constexpr int pitch = words_for(HALVES);
+        // Along an axis places lie in two planes by turns: those at both sides of `centre` in the same, a sample apart.
+#pragma unroll
+        for (int beside_y = 0; beside_y < 2; ++beside_y)
+#pragma unroll
+            for (int beside_x = 0; beside_x < 2; ++beside_x) {
+                const int px = centre.x - beside_x, py = centre.y - beside_y;
+                const unsigned byte = before + (px >> 1) - left;
+                const int across = (px & 1) * HALF_WORDS + byte / 4;
+                const int down = (py & 1) * 2 * HALF_WORDS + ((py >> 1) - top) * pitch;
+                const unsigned *words = stored(pitch, i) + across + down;
+#pragma unroll
+                for (int r = 0; r < ROWS + beside_y; ++r, words += pitch)
+#pragma unroll
+                    for (int side_x = 0; side_x <= beside_x; ++side_x) {
+                        // One byte farther is at most at the second word's begin.
+                        const unsigned found = side_x == 0
+                                                   ? four(words[0], words[1], byte)
+                                                   : __byte_perm(words[0], words[1], 0x4321 + 0x1111 * (byte & 3));
+#pragma unroll
+                        for (int side_y = 0; side_y <= beside_y; ++side_y)
+                            if (r - side_y >= 0 && r - side_y < ROWS)
+                                seen[1 - beside_y + 2 * side_y][1 - beside_x + 2 * side_x][r - side_y] = found;
+                    }
+            }
+    }
+
+    DIQP_MOTION int compare_halves(Vector centre, int (&differences)[NEIGHBOURS]) const {
+        unsigned sums[NEIGHBOURS] = {}, sum = 0;
+        for (int i = 0; i < PIECES / LANES; ++i) {
+            Halves seen;
+            halves_around(centre, i, seen);
+#pragma unroll
+            for (int k = 0; k < ROWS; ++k) {
+                sum = add_differences(own[i][k], seen[1][1][k], sum);
+#pragma unroll
+                for (int n = 0; n < NEIGHBOURS; ++n)
+                    sums[n] = add_differences(own[i][k], seen[neighbour(n).y + 1][neighbour(n).x + 1][k], sums[n]);
+            }
+        }
+        totals(sums, differences);
         return total(sum);
     }
 
-    DIQP_MOTION int compare_mean(Vector v, Vector w) const {
-        unsigned sum = 0;
+    DIQP_MOTION void compare_quarters(Vector centre, int (&differences)[NEIGHBOURS]) const {
+        unsigned sums[NEIGHBOURS] = {};
         for (int i = 0; i < PIECES / LANES; ++i) {
-            unsigned p[2], q[2];
-            stored(half_plane(v), x + (v.x >> 1), y + (v.y >> 1), i, p);
-            stored(half_plane(w), x + (w.x >> 1), y + (w.y >> 1), i, q);
-            sum += __vsadu4(own[i][0], __vavgu4(p[0], q[0])) + __vsadu4(own[i][1], __vavgu4(p[1], q[1]));
+            Halves seen;
+            halves_around(centre, i, seen);
+#pragma unroll
+            for (int n = 0; n < NEIGHBOURS; ++n) {
+                const Vector v = neighbour(n);
+#pragma unroll
+                for (int k = 0; k < ROWS; ++k)
+                    sums[n] = add_differences(own[i][k],
+                                              __vavgu4(seen[1 + (v.y >> 1)][1 + (v.x >> 1)][k],
+                                                       seen[1 + ((v.y + 1) >> 1)][1 + ((v.x + 1) >> 1)][k]),
+                                              sums[n]);
+            }
         }
-        return total(sum);
+        totals(sums, differences);
     }
 };
 
@@ -305,9 +422,15 @@ extern "C" __global__ void between_planes(const Motion m) {
 
 // Motion blocks that a block of threads searches, and the most that it searches at once.
 #define BATCH 8
+// Blocks of threads that a multiprocessor is to hold: many warps wait for memory. Turing has threads for four.
+#if __CUDA_ARCH__ >= 800
+#define RESIDENT 5
+#else
+#define RESIDENT 4
+#endif
 
 // Grid: (blocks of the level / BATCH rounded up, pairs). LANES threads search a block together.
-extern "C" __global__ void search_blocks(const Motion m) {
+extern "C" __global__ void __launch_bounds__(BATCH *LANES, RESIDENT) search_blocks(const Motion m) {
     __shared__ unsigned store[BATCH][diqp_motion::STORE];
     const int pair = blockIdx.y, level = m.plane_index, other = m.other[pair];
     const diqp_motion::Plane current = plane_of(m, m.own[pair], level), reference = plane_of(m, other, level);
@@ -320,7 +443,7 @@ extern "C" __global__ void search_blocks(const Motion m) {
         const int block = blockIdx.x * BATCH + i;
         if (block >= count)
             break;
-        const int bx = block % wide, by = block / wide;
+        const int by = (unsigned)block / (unsigned)wide, bx = block - by * wide;
         const diqp_motion::HalfPlanes planes{reference, plane_of(m, other, LEVELS), plane_of(m, other, LEVELS + 1),
                                              plane_of(m, other, LEVELS + 2)};
         diqp_motion::Gathered windows(current, planes, bx, by, store[searcher]);

@@ -3,7 +3,7 @@
 Knows no GPU, as `vsdiqp.kernels.program`. The CPU's way is `vsdiqp.neighbours`, and both see the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from vsdiqp.alignment import BLOCK, seen_steps
 from vsdiqp.clip import ClipFormat, FrameColour
 from vsdiqp.kernels import layouts
-from vsdiqp.kernels.layouts import GROUP, LEVELS, Record, StagedFrame
+from vsdiqp.kernels.layouts import GROUP, LEVELS, StagedFrame
 from vsdiqp.kernels.program import Launch, colour_record, layout_record, tiling_record
 from vsdiqp.tiles import TilePlan
 
@@ -107,75 +107,75 @@ class AlignmentProgram:
     def __init__(
         self, clip: ClipFormat, plan: TilePlan, seen: int, network_colour: str, addresses: Mapping[str, int]
     ) -> None:
-        self._clip, self._plan = clip, plan
-        self._network_colour, self._at = network_colour, dict(addresses)
+        self._clip, self._network_colour = clip, network_colour
+        # Rows of blocks, as many as a tile that starts anywhere may touch.
+        self._tile_rows = (plan.rows.side + BLOCK - 2) // BLOCK + 1
         self._staged = StagedFrame.of(clip)
         self._searched = SearchPlanes.of(clip.width, clip.height)
-        self._kernels = layouts.alignment_kernels(seen)
+        kernels = layouts.alignment_kernels(seen)
+        # What every run's records have in common.
+        self._read, self._motion, self._move = (
+            np.zeros(1, kernels[name]) for name in ("read_luma", "search_planes", "move_luma")
+        )
+        for record in (self._read, self._motion, self._move):
+            record["luma"], record["pitch"] = addresses["luma"], _pitch(clip)
+        self._motion["plane"][0] = np.array(list(self._searched.planes), layouts.SEARCH_PLANE)
+        self._motion["bytes"], self._motion["memory"] = self._searched.nbytes, addresses["search"]
+        at = addresses["vectors"]
+        for level in range(LEVELS):
+            rows, columns = self._searched.planes[level].blocks
+            self._motion["found"][0, level] = at
+            at += GROUP * seen * rows * columns * 4
+        self._move["tiling"] = tiling_record(plan, addresses)
+        self._move["width"], self._move["height"] = clip.width, clip.height
+        self._move["vectors"] = addresses["vectors"]
+        self._move["high"], self._move["wide"] = self._searched.planes[0].blocks
 
     def needs_chroma(self, colour: FrameColour) -> bool:
         """Whether the network's luma is made of more than the first plane."""
         record = colour_record(self._clip, colour, self._network_colour)
         return bool(record["to_network"][0, 0, 1:].any())
 
-    def search(self, colour: FrameColour, frames: Sequence[int], pairs: Pairs) -> list[Launch]:
-        """Read the staged ``frames`` (addresses of the distinct ones, by place) and find the motion of ``pairs``."""
+    def search(self, colour: FrameColour, frames: Sequence[int], pairs: Pairs) -> Iterator[Launch]:
+        """Read the staged ``frames`` (addresses of the distinct ones, by place) and find the motion of ``pairs``.
+
+        One by one, so that the first kernel can run while the others' records are still being made.
+        """
         count = len(frames)
-        read = np.zeros(1, self._kernels["read_luma"])
+        read = self._read.copy()
         read["layout"] = layout_record(self._clip, colour)
         read["colour"] = colour_record(self._clip, colour, self._network_colour)
         planes = len(self._staged.offsets) if self.needs_chroma(colour) else 1
         for place, base in enumerate(frames):
             read["plane"][0, place, :planes] = self._staged.addresses(base)[:planes]
-        read["luma"], read["pitch"] = self._at["luma"], _pitch(self._clip)
-        launches = [Launch("read_luma", read, (self._clip.height, count, 1))]
+        yield Launch("read_luma", read, (self._clip.height, count, 1))
         if not pairs.moving:
-            return launches
+            return
 
-        motion = self._motion(pairs)
+        motion = self._motion.copy()
+        motion["own"][0, : len(pairs.moving)], motion["other"][0, : len(pairs.moving)] = np.transpose(pairs.moving)
         whole, *smaller = self._searched.planes[:LEVELS]
 
-        def launch(kernel: str, index: int, grid: tuple[int, int, int]) -> None:
+        def launch(kernel: str, index: int, grid: tuple[int, int, int]) -> Launch:
             record = motion.copy()
             record["plane_index"] = index
-            launches.append(Launch(kernel, record, grid))
+            return Launch(kernel, record, grid)
 
-        launch("search_planes", 0, (whole.padded_height, count, 1))
+        yield launch("search_planes", 0, (whole.padded_height, count, 1))
         for level, plane in enumerate(smaller, 1):
-            launch("halve_planes", level, (plane.padded_height, count, 1))
-        launch("between_planes", LEVELS, (whole.padded_height, count, 2))
-        launch("between_planes", LEVELS + 2, (whole.padded_height, count, 1))
+            yield launch("halve_planes", level, (plane.padded_height, count, 1))
+        yield launch("between_planes", LEVELS, (whole.padded_height, count, 2))
+        yield launch("between_planes", LEVELS + 2, (whole.padded_height, count, 1))
         for level in reversed(range(LEVELS)):
             rows, columns = self._searched.planes[level].blocks
-            launch("search_blocks", level, (-(-rows * columns // _BATCH), len(pairs.moving), 1))
-        return launches
+            yield launch("search_blocks", level, (-(-rows * columns // _BATCH), len(pairs.moving), 1))
 
     def move(self, pairs: Pairs, first: int, count: int, beside: int) -> Launch:
         """Fill ``beside`` (address of count, 3, ``seen``, h, w fp32) for tiles ``first`` to ``first + count``."""
-        record = np.zeros(1, self._kernels["move_luma"])
-        record["tiling"] = tiling_record(self._plan, self._at)
-        record["width"], record["height"] = self._clip.width, self._clip.height
-        record["luma"], record["pitch"] = self._at["luma"], _pitch(self._clip)
-        record["vectors"] = self._at["vectors"]
-        record["high"], record["wide"] = self._searched.planes[0].blocks
+        record = self._move.copy()
         record["frame"], record["pair"] = np.transpose(pairs.seen)
         record["first_tile"], record["beside"] = first, beside
-        rows = (self._plan.rows.side + BLOCK - 2) // BLOCK + 1  # as many as a tile that starts anywhere may touch
-        return Launch("move_luma", record, (rows, len(pairs.seen), count))
-
-    def _motion(self, pairs: Pairs) -> Record:
-        record = np.zeros(1, self._kernels["search_planes"])
-        record["plane"][0] = np.array(list(self._searched.planes), layouts.SEARCH_PLANE)
-        record["bytes"] = self._searched.nbytes
-        record["luma"], record["pitch"] = self._at["luma"], _pitch(self._clip)
-        record["memory"] = self._at["search"]
-        at = self._at["vectors"]
-        for level in range(LEVELS):
-            rows, columns = self._searched.planes[level].blocks
-            record["found"][0, level] = at
-            at += len(pairs.seen) * rows * columns * 4
-        record["own"][0, : len(pairs.moving)], record["other"][0, : len(pairs.moving)] = np.transpose(pairs.moving)
-        return record
+        return Launch("move_luma", record, (self._tile_rows, len(pairs.seen), count))
 
 
 def _pitch(clip: ClipFormat) -> int:

@@ -35,32 +35,36 @@ def convolve(
     RELU: tl.constexpr,
     ADD: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
 ):
     """A 3x3 convolution with zeros around, then what is asked for of bias, modulation, ReLU and a sum.
 
-    Grid: (cells of an image / BLOCK, images). x: images, height, width, INPUTS; weight: OUTPUTS, 3, 3, INPUTS; bias:
-    OUTPUTS; modulation: items, 2, OUTPUTS: what to multiply by, less one, and what to add; add, out: images, height,
-    width, OUTPUTS. SIZE_A and SIZE_B: powers of two (or 0) that cover INPUTS together, because 48 is none; BLOCK_OUT
-    covers OUTPUTS. An image's numbers stay below 2^31.
+    Grid: (rectangles of DOWN x ACROSS cells of an image, images). x: images, height, width, INPUTS; weight: 9, OUTPUTS,
+    INPUTS; bias: OUTPUTS; modulation: items, 2, OUTPUTS: what to multiply by, less one, and what to add; add, out:
+    images, height, width, OUTPUTS. SIZE_A and SIZE_B: powers of two (or 0) that cover INPUTS together, because 48 is
+    none; BLOCK_OUT covers OUTPUTS. An image's numbers stay below 2^31.
     """
-    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    across = tl.cdiv(width, ACROSS)
+    top = tl.program_id(0) // across * DOWN
+    left = tl.program_id(0) % across * ACROSS
     image = tl.program_id(1)
     size = height * width
-    inside = cell < size
-    row = cell // width
-    column = cell % width
-    x += image.to(tl.int64) * size * INPUTS
+    cell = tl.arange(0, DOWN * ACROSS)
+    row = top + cell // ACROSS
+    column = left + cell % ACROSS
+    inside = (row < height) & (column < width)
+    cell = row * width + column
     output = tl.arange(0, BLOCK_OUT)
     written = output < OUTPUTS
     a = tl.arange(0, SIZE_A)
-    total = tl.zeros((BLOCK, BLOCK_OUT), dtype=tl.float32)
+    total = tl.zeros((DOWN * ACROSS, BLOCK_OUT), dtype=tl.float32)
     for tap in tl.range(0, TAPS):
         down = tap // 3 - 1
         right = tap % 3 - 1
         seen = inside & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-        at = x + (cell + (down * width + right))[:, None] * INPUTS
-        taps = weight + output[None, :] * (TAPS * INPUTS) + tap * INPUTS
+        at = x + image.to(tl.int64) * size * INPUTS + (cell + (down * width + right))[:, None] * INPUTS
+        taps = weight + (tap * OUTPUTS + output)[None, :] * INPUTS
         values = tl.load(at + a[None, :], mask=seen[:, None], other=0.0)
         weights = tl.load(taps + a[:, None], mask=written[None, :], other=0.0)
         total = tl.dot(values, weights, total, input_precision=PRECISION)

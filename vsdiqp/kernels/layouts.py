@@ -207,7 +207,8 @@ def compile_options(clip: ClipFormat, half_tiles: bool, seen: int) -> tuple[str,
 
 @dataclass(frozen=True, slots=True)
 class StagedFrame:
-    """Where the planes of a frame lie in staging: offsets and pitches in samples; rows start on 64-byte lines."""
+    """Where the planes of a frame lie in staging, on the CPU and on the GPU: offsets and pitches in samples; rows start
+    on 64-byte lines."""
 
     offsets: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
@@ -237,6 +238,10 @@ class StagedFrame:
     def nbytes(self) -> int:
         """Size of the frame in staging."""
         return self.samples * self.itemsize
+
+    def extent(self, planes: int) -> int:
+        """Bytes from the start of the frame to the end of its first ``planes`` planes, or of all it has."""
+        return (*self.offsets, self.samples)[min(planes, len(self.offsets))] * self.itemsize
 
     def views(self, staging: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """The planes as 2-D arrays over one frame's samples (1-D) in staging."""

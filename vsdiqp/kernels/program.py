@@ -49,7 +49,7 @@ def tables(plan: TilePlan, thumbnail: tuple[int, int]) -> dict[str, NDArray[Any]
 class PlaneProgram:
     """Makes the launches of a group. ``addresses`` holds the device address of each of `tables`' arrays.
 
-    Frames are staged as `StagedFrame` says. Colours are the network's: "rgb" or "ycbcr".
+    Frames are on the device, as `StagedFrame` says. Colours are the network's: "rgb" or "ycbcr".
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class PlaneProgram:
         self.staged = StagedFrame.of(clip)
         self._clip, self._plan, self._thumbnail = clip, plan, thumbnail
         self._network_colour, self._at = network_colour, dict(addresses)
+        self._tiling = tiling_record(plan, addresses)
 
     def prepare(
         self, colour: FrameColour, frames: Sequence[int], first: int, count: int, tile: int, ahead: int
@@ -73,7 +74,7 @@ class PlaneProgram:
         """
         record = np.zeros(1, layouts.PREPARE)
         self._common(record, colour, frames)
-        record["tiling"] = tiling_record(self._plan, self._at)
+        record["tiling"] = self._tiling
         record["first_tile"], record["tile"], record["ahead"] = first, tile, ahead
         return Launch("prepare_tiles", record, (self._plan.rows.side, FRAMES if ahead else GROUP, count))
 
@@ -108,7 +109,7 @@ class PlaneProgram:
         """
         record = np.zeros(1, layouts.FINISH)
         self._common(record, colour, frames)
-        record["tiling"] = tiling_record(self._plan, self._at)
+        record["tiling"] = self._tiling
         record["prediction"], record["strength"] = prediction, strength
         for index, base in enumerate(targets):
             record["target"][0, index] = self.staged.addresses(base) if base else 0
