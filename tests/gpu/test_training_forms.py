@@ -6,6 +6,8 @@ import pytest
 import torch
 from networks import LITE_LIKE
 
+pytest.importorskip("av", reason="needs PyAV")
+
 from vsdiqp.network import DiQP
 from vsdiqp.training import forms
 from vsdiqp.training.batches import Batch, predict

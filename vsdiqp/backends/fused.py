@@ -85,9 +85,7 @@ def tuning(inputs: int, outputs: int, gelu: bool, residual: bool, half: bool = T
             return Tuning(outputs=64 if inputs <= 192 else block, warps=4, stages=2 if inputs <= 192 else 3)
         if inputs > 192:
             return Tuning(outputs=block, warps=4)
-        if gelu and inputs > 96:
-            return Tuning(rows=64, outputs=128, warps=4, stay=2)
-        return Tuning(outputs=64, warps=4, stay=2)
+        return Tuning(outputs=64, warps=4, stages=2, stay=3)
     if residual:
         return Tuning(outputs=64, warps=4) if inputs <= 800 or block == 64 else Tuning(stages=4)
     if inputs <= 96:
