@@ -102,10 +102,10 @@ def joined(name: str, channels: int, frames: int) -> Case:
     return name, blocks.depthwise_linear, NARROW_TYPES, constants, 4, STAGES
 
 
-def convolved(name: str, channels: int, block: int) -> Case:
-    """A 3x3 convolution, likewise."""
-    constants = {**CONVOLVED, "INPUTS": channels, "OUTPUTS": channels, "BLOCK_OUT": block}
-    constants |= {"SIZE_A": 32, "SIZE_B": channels - 32}
+def convolved(name: str, inputs: int, outputs: int, sizes: tuple[int, int], block: int) -> Case:
+    """A 3x3 convolution, likewise; ``sizes``: SIZE_A and SIZE_B."""
+    constants = {**CONVOLVED, "INPUTS": inputs, "OUTPUTS": outputs, "BLOCK_OUT": block}
+    constants |= {"SIZE_A": sizes[0], "SIZE_B": sizes[1]}
     return name, convolutions.convolve, CONVOLVE, constants, CONVOLUTION.warps, CONVOLUTION.stages
 
 
@@ -156,8 +156,11 @@ CASES = [
     ("head residual, base", cells.head_residual, HEAD, {**BASE, "CHANNELS": 32}, WARPS),
     ("block extremes", cells.block_extremes, EXTREMES, {"BLOCK": cells.BLOCKS}, WARPS),
     ("block shares", cells.block_shares, SHARES, {"BLOCK": cells.SHARES}, WARPS),
-    convolved("convolution, 32 channels", 32, 32),
-    convolved("convolution, 48 channels", 48, 64),
+    convolved("convolution, 32 channels", 32, 32, (32, 0), 32),
+    convolved("convolution, 48 channels", 48, 48, (32, 16), 64),
+    convolved("convolution, head of lite", 32, 16, (32, 0), 16),
+    convolved("convolution, head of base", 48, 32, (32, 16), 32),
+    convolved("convolution, few channels", 8, 8, (16, 0), 16),
     ("join", joins.join, JOIN, GUIDED, WARPS),
     ("join, patches", joins.join, JOIN, {**GUIDED, "SIDE": 2, "SECOND": 3}, WARPS),
     ("enter", joins.enter, ENTER, ENTERED, WARPS),

@@ -208,9 +208,9 @@ def test_it_reads_the_weights_as_the_fused_block_stores_them(frames: int):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("frames", FORMS)
-@pytest.mark.parametrize("shape", [*SHAPES.values(), (4, 64, 64, 368), (2, 61, 67, 720), (18, 88, 72, 192)])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (4, 64, 64, 368), (2, 61, 67, 720), (18, 88, 72, 192)], ids=str)
 def test_on_the_gpu(shape: tuple[int, int, int, int], frames: int, kind: torch.dtype):
     pytest.importorskip("cupy", reason="needs CuPy")
     from vsdiqp.backends import fused
@@ -233,5 +233,5 @@ def test_on_the_gpu(shape: tuple[int, int, int, int], frames: int, kind: torch.d
         assert (replayed == 7).all(), "captured, not run"
         graph.replay()
     side.synchronize()
-    check(out.cpu(), reference(x, weight, bias).cpu())
+    check(out.cpu(), reference(x.cpu(), weight.cpu(), bias.cpu()))
     assert torch.equal(out, replayed)

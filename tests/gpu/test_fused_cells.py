@@ -109,21 +109,30 @@ def test_an_item_does_not_depend_on_its_batch():
     assert torch.equal(residual[1:2], alone)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("inputs, outputs", [(48, 48), (32, 16), (48, 32), (64, 64), (80, 48)])
-@pytest.mark.parametrize("size", [(20, 44), (3, 5)])
-def test_a_convolution_does_the_same(inputs: int, outputs: int, size: tuple[int, int], dtype: torch.dtype):
-    plain = torch.nn.Conv2d(inputs, outputs, 3, padding=1).to(DEVICE, dtype)
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=lambda kind: str(kind).removeprefix("torch."))
+@pytest.mark.parametrize("inputs, outputs", [(48, 48), (32, 16), (48, 32), (64, 64), (80, 48), (8, 24)])
+@pytest.mark.parametrize("size", [(20, 44), (3, 5)], ids=str)
+@pytest.mark.parametrize("bare", [False, True], ids=["all that may follow", "nothing follows"])
+def test_a_convolution_does_the_same(
+    inputs: int, outputs: int, size: tuple[int, int], bare: bool, dtype: torch.dtype
+) -> None:
+    plain = torch.nn.Conv2d(inputs, outputs, 3, padding=1)
+    randomise(plain)
+    plain.to(dtype)
     generator = torch.Generator().manual_seed(inputs)
     x, add = (torch.randn(6, *size, n, generator=generator).permute(0, 3, 1, 2) for n in (inputs, outputs))
     modulation = torch.randn(2, 2 * outputs, generator=generator)
-    x, add, modulation = (t.to(DEVICE, dtype) for t in (x, add, modulation))
+    x, add, modulation = (t.to(dtype) for t in (x, add, modulation))
+    fused_one = fused_cells.Convolution(plain).to(DEVICE)
     with torch.no_grad():
-        ours = fused_cells.Convolution(plain)(x, modulation=modulation, relu=True, add=add)
-        y = plain.double()(x.double())
-    scale, shift = modulation.double().repeat_interleave(3, 0)[..., None, None].chunk(2, 1)
-    exact = (y * (1 + scale) + shift).relu() + add.double()
-    error = (ours.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        if bare:
+            ours = fused_one(x.to(DEVICE), bias=False)
+            exact = torch.nn.functional.conv2d(x.double(), plain.weight.double(), padding=1)
+        else:
+            ours = fused_one(x.to(DEVICE), modulation=modulation.to(DEVICE), relu=True, add=add.to(DEVICE))
+            scale, shift = modulation.double().repeat_interleave(3, 0)[..., None, None].chunk(2, 1)
+            exact = (plain.double()(x.double()) * (1 + scale) + shift).relu() + add.double()
+    error = (ours.cpu().double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert error < (1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps / 2), f"relative rms error {error:.1e}"
 
 

@@ -70,8 +70,8 @@ def block_outputs(outputs: int) -> int:
 
 
 def tuning(inputs: int, outputs: int, gelu: bool, residual: bool, half: bool = True, described: bool = False) -> Tuning:
-    """Block sizes for a product: in half precision near the fastest that spill no registers, of up to seventeen timed
-    for each product of the released network, on an H100, ``described`` on an H200 (benchmarks/2026-11-27).
+    """Block sizes for a product: in half precision near the fastest that spill no registers, of up to twenty-five
+    timed for each product of the released network, on an H100, ``described`` on an H200 (benchmarks/2026-11-27).
 
     A short product is over before large blocks pay, and what waits for a residual waits better in small ones.
     """

@@ -64,12 +64,12 @@ class Convolution(nn.Module):
         outputs = self.weight.shape[1]
         y = x.new_empty((images, height, width, outputs)).permute(0, 3, 1, 2)
         sizes = sizes or CONVOLUTION
-        first = 1 << (inputs.bit_length() - 1)
+        first = max(16, 1 << (inputs.bit_length() - 1))
         rectangles = triton.cdiv(height, sizes.down) * triton.cdiv(width, sizes.across)
         convolutions.convolve[rectangles, images](
             x, self.weight, self.bias, self.bias if modulation is None else modulation.contiguous(),
             x if add is None else add.contiguous(memory_format=torch.channels_last), y, height, width, FRAMES,
-            INPUTS=inputs, OUTPUTS=outputs, SIZE_A=first, SIZE_B=_least_power(inputs - first),
+            INPUTS=inputs, OUTPUTS=outputs, SIZE_A=first, SIZE_B=_least_power(max(0, inputs - first)),
             BLOCK_OUT=_least_power(outputs),
             BIAS=bias, MODULATE=modulation is not None, RELU=relu, ADD=add is not None,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",  # means nothing to half precision

@@ -43,7 +43,7 @@ def convolve(
     Grid: (rectangles of DOWN x ACROSS cells of an image, images). x: images, height, width, INPUTS; weight: 9, OUTPUTS,
     INPUTS; bias: OUTPUTS; modulation: items, 2, OUTPUTS: what to multiply by, less one, and what to add; add, out:
     images, height, width, OUTPUTS. SIZE_A and SIZE_B: powers of two (or 0) that cover INPUTS together, because 48 is
-    none; BLOCK_OUT covers OUTPUTS. An image's numbers stay below 2^31.
+    none, of 16 at least; BLOCK_OUT covers OUTPUTS. An image's numbers stay below 2^31.
     """
     across = tl.cdiv(width, ACROSS)
     top = tl.program_id(0) // across * DOWN
@@ -65,8 +65,13 @@ def convolve(
         seen = inside & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
         at = x + image.to(tl.int64) * size * INPUTS + (cell + (down * width + right))[:, None] * INPUTS
         taps = weight + (tap * OUTPUTS + output)[None, :] * INPUTS
-        values = tl.load(at + a[None, :], mask=seen[:, None], other=0.0)
-        weights = tl.load(taps + a[:, None], mask=written[None, :], other=0.0)
+        if SIZE_A > INPUTS:
+            known = a < INPUTS
+            values = tl.load(at + a[None, :], mask=seen[:, None] & known[None, :], other=0.0)
+            weights = tl.load(taps + a[:, None], mask=written[None, :] & known[:, None], other=0.0)
+        else:
+            values = tl.load(at + a[None, :], mask=seen[:, None], other=0.0)
+            weights = tl.load(taps + a[:, None], mask=written[None, :], other=0.0)
         total = tl.dot(values, weights, total, input_precision=PRECISION)
         if SIZE_B > 0:
             b = SIZE_A + tl.arange(0, SIZE_B)

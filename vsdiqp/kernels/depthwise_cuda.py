@@ -12,7 +12,7 @@ ROWS: Final = (4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 34, 43, 64)
 START: Final = 3
 """What a strip costs beside its rows, in rows: weights to load, and the rows above and below."""
 MOST: Final = 2**31
-"""What threads own of a map's tokens, fewer than which the kernel can count."""
+"""Bound of what a thread's index counts, in 32 bits: a map's numbers over a thread's `Form.numbers`."""
 LANES: Final = (32, 24, 16, 12)
 """Threads that may stand side by side in a token's channels, the longest reads first."""
 
