@@ -333,13 +333,23 @@ def _strips(hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor, shape: de
     kernel(depthwise_cuda.depthwise(*addresses, shape, multiprocessors(hidden.device)))
 
 
+def _described(x: Tensor) -> bool:
+    """Whether the matrix kernel is given a map, and what goes with it, as tensor descriptors."""
+    return x.dtype != torch.float32 and describes(x.device)
+
+
+def _tuned(x: Tensor, weight: Tensor, gelu: bool = False, residual: bool = False) -> Tuning:
+    """`tuning` of a product of a map."""
+    outputs, inputs = weight.shape
+    return tuning(inputs, outputs, gelu, residual, x.dtype != torch.float32, _described(x))
+
+
 def _added(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, sizes: Tuning | None = None
 ) -> tuple[Tensor, Tensor]:
     """A product with a map added to it, of that map's shape, and its row sums. ``sizes``: as `_linear`'s."""
     outputs, inputs = weight.shape
-    half = x.dtype != torch.float32
-    sizes = sizes or tuning(inputs, outputs, False, True, half, half and describes(x.device))
+    sizes = sizes or _tuned(x, weight, residual=True)
     parts, rows = triton.cdiv(outputs, sizes.outputs), x.numel() // inputs
     sums = x.new_empty((parts, rows, 2), dtype=torch.float32)
     return _linear(x, weight, bias, residual=residual, out_sums=sums, sizes=sizes).view(residual.shape), sums
@@ -363,9 +373,8 @@ def _linear(
     x = x.view(-1, inputs)
     rows = len(x)
     out = x.new_empty((rows, outputs))
-    half = x.dtype != torch.float32
-    described = half and describes(x.device)
-    sizes = sizes or tuning(inputs, outputs, gelu, residual is not None, half, described)
+    described = _described(x)
+    sizes = sizes or _tuned(x, weight, gelu=gelu, residual=residual is not None)
 
     def given(matrix: Tensor, high: int, wide: int) -> Tensor | TensorDescriptor:
         return TensorDescriptor.from_tensor(matrix, [high, wide]) if described else matrix
@@ -381,7 +390,7 @@ def _linear(
         INPUTS=inputs, OUTPUTS=outputs,
         WIDTH=norm[2] if norm else inputs, PARTS=norm[1].shape[0] if norm else 1,
         NORM=norm is not None, GELU=gelu, RESIDUAL=residual is not None, SUMS=out_sums is not None,
-        PRECISION="tf32" if half else "ieee",
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         BLOCK_ROWS=sizes.rows, BLOCK_OUT=sizes.outputs, BLOCK_IN=sizes.inputs, GROUP=sizes.group,
         DESCRIBED=described, STAY=sizes.stay > 0,
         num_warps=sizes.warps, num_stages=sizes.stages,
