@@ -8,9 +8,11 @@ from vsdiqp.kernels import depthwise
 
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = [
-    torch.float32,
-    torch.float16,
-    pytest.param(torch.bfloat16, marks=pytest.mark.gpu),  # Triton's interpreter takes its bits for an integer
+    pytest.param(torch.float32, id="fp32"),
+    pytest.param(torch.float16, id="fp16"),
+    pytest.param(
+        torch.bfloat16, id="bf16", marks=pytest.mark.gpu
+    ),  # Triton's interpreter takes its bits for an integer
 ]
 
 
@@ -20,7 +22,7 @@ def plain(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Te
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(2, 16, 24, 48), (3, 8, 8, 24), (1, 12, 20, 40)])
+@pytest.mark.parametrize("shape", [(2, 16, 24, 48), (3, 8, 8, 24), (1, 12, 20, 40)], ids=str)
 def test_result_and_gradients(shape: tuple[int, int, int, int], kind: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     channels = shape[-1]

@@ -45,5 +45,7 @@ def test_products_are_the_same(monkeypatch: pytest.MonkeyPatch, rows: int, input
     pointers, described = both_ways(monkeypatch, work)
     exact = (x.double() @ weight.double().T + bias + residual.double()).to(KIND)
     torch.testing.assert_close(pointers[1], exact, rtol=2e-3, atol=2e-3)
-    for ours, theirs in zip(described, pointers, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for ours, theirs in zip(described[:2], pointers[:2], strict=True):
+        assert torch.equal(ours, theirs)
+    # Sums of rows, which compiled code makes in an order that follows from where the numbers lie.
+    torch.testing.assert_close(described[2], pointers[2], rtol=2e-6, atol=2e-5)

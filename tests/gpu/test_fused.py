@@ -63,7 +63,7 @@ def test_a_fused_stage_equals_the_plain_one(name: str):
 @pytest.mark.parametrize(
     "dtype",
     # Triton's interpreter takes the bits of a bfloat16 for an integer.
-    [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)],
+    [pytest.param(torch.float16, id="fp16"), pytest.param(torch.bfloat16, id="bf16", marks=pytest.mark.gpu)],
 )
 def test_half_precision_is_as_exact_as_its_numbers(dtype: torch.dtype):
     plain, ours = run_stage(45, 1, (8, 8), dtype=dtype)

@@ -19,8 +19,12 @@ pytest.importorskip("triton", reason="needs Triton, which CUDA builds of torch b
 from vsdiqp.backends import fused, fused_cells
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Triton's interpreter takes the bits of a bfloat16 for an integer.
-PRECISIONS = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+PRECISIONS = [
+    pytest.param(torch.float32, id="fp32"),
+    pytest.param(torch.float16, id="fp16"),
+    # Triton's interpreter takes its bits for an integer.
+    pytest.param(torch.bfloat16, id="bf16", marks=pytest.mark.gpu),
+]
 SHAPES = {
     "as lite": (6, (64, 64)),
     "as base": (7, (64, 128)),
@@ -109,7 +113,7 @@ def test_an_item_does_not_depend_on_its_batch():
     assert torch.equal(residual[1:2], alone)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS, ids=lambda kind: str(kind).removeprefix("torch."))
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("inputs, outputs", [(48, 48), (32, 16), (48, 32), (64, 64), (80, 48), (8, 24)])
 @pytest.mark.parametrize("size", [(20, 44), (3, 5)], ids=str)
 @pytest.mark.parametrize("bare", [False, True], ids=["all that may follow", "nothing follows"])
@@ -168,7 +172,7 @@ def network_and_arguments(config: DiQPConfig, size: tuple[int, int]) -> tuple[Di
 CONFIGS = {"as lite": LITE_LIKE, "as base": BASE_LIKE, "frames together": JOINT, "one beside": ONE_BESIDE}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", PRECISIONS[:2])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_whole_network_fused_equals_the_plain_one(config: DiQPConfig, dtype: torch.dtype):
     network, arguments = network_and_arguments(config, (32, 64))

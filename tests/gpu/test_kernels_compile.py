@@ -4,9 +4,9 @@ import importlib.util
 import re
 import subprocess
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from nvrtc import compile_cubin, nvrtc
 
 from vsdiqp.clip import ClipFormat
 from vsdiqp.kernels import depthwise_cuda, layouts, program, sources
@@ -19,36 +19,6 @@ FORMATS = {
     "half": ClipFormat("YUV", "float", 16, 1, 1, 64, 64, 3),
     "float": ClipFormat("YUV", "float", 32, 1, 1, 64, 64, 3),
 }
-
-
-def nvrtc() -> ModuleType:
-    """NVIDIA's Python bindings, which CUDA builds of torch bring with them."""
-    bindings = pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC, which CUDA builds of torch bring")
-    try:
-        bindings.nvrtcVersion()
-    except Exception as error:
-        pytest.skip(f"NVRTC can't be loaded: {error}")
-    return bindings
-
-
-def compile_cubin(source: str, architecture: str, options: tuple[str, ...]) -> bytes:
-    """The machine code; fails with the compiler's log."""
-    api = nvrtc()
-    error, handle = api.nvrtcCreateProgram(sources.text(source).encode(), source.encode(), 0, [], [])
-    assert error == api.nvrtcResult.NVRTC_SUCCESS
-    arguments = [option.encode() for option in (f"-arch={architecture}", *options)]
-    (error,) = api.nvrtcCompileProgram(handle, len(arguments), arguments)
-    _, size = api.nvrtcGetProgramLogSize(handle)
-    # The bytes are written into. An empty log is one byte long, and bytes of length one are shared by all of Python.
-    log = bytes(size + 1)
-    api.nvrtcGetProgramLog(handle, log)
-    assert error == api.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    assert b"warning" not in log, log.decode()
-    _, size = api.nvrtcGetCUBINSize(handle)
-    cubin = bytes(size)
-    api.nvrtcGetCUBIN(handle, cubin)
-    api.nvrtcDestroyProgram(handle)
-    return cubin
 
 
 def usage_of(kernel: str, cubin: bytes, folder: Path) -> dict[str, int] | None:
