@@ -17,6 +17,7 @@ from test_gpu_backend import RELEASED_LIKE, beside_run, beside_task, network, ru
 from vsdiqp.backends import cuda, tensorrt, unavailable
 from vsdiqp.backends.cuda import GpuBackend
 from vsdiqp.backends.engine_cache import EngineCache
+from vsdiqp.errors import BackendError
 from vsdiqp.network import DiQP, DiQPConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +121,18 @@ def test_an_engine_restores_what_the_network_restores(the_task, the_run, largest
         for x, y, z in zip(a, b, c, strict=True):
             assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
             np.testing.assert_array_equal(y, z)
+
+
+def test_an_engine_that_answers_wrongly_is_not_kept(tmp_path: Path):
+    class Wrong(Stand):
+        def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., torch.Tensor]:
+            right = super().load(engine, names, device)
+            return lambda *inputs: right(*inputs).roll(1, -1)
+
+    for stand in (Wrong(), Wrong()):
+        with pytest.raises(BackendError, match="answers wrongly"):
+            tensorrt.engine_network(network(), HostDevice(), (32, 32), 1, "fp32", stand, EngineCache(tmp_path))
+        assert stand.builds == [1], "there was none in the cache"
 
 
 def test_weights_and_configuration_are_part_of_the_key():

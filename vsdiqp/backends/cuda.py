@@ -14,13 +14,13 @@ from typing import Any, Final, cast
 
 import torch
 
-from vsdiqp.backends import memory
+from vsdiqp.backends import memory, trial
 from vsdiqp.backends.base import Network, Predictor, Task
 from vsdiqp.backends.device import CudaDevice, Device
 from vsdiqp.backends.memory import Size
 from vsdiqp.backends.slots import Shared, Slot
 from vsdiqp.clip import Run
-from vsdiqp.errors import DiqpError
+from vsdiqp.errors import BackendError, DiqpError
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORM_VARIABLE: Final = "VSDIQP_CUDA_NETWORK"
@@ -48,15 +48,64 @@ def unavailable() -> str | None:
 
 
 def open_backend(task: Task) -> "GpuBackend":
-    """The network on the GPUs of the task. Raises DiqpError."""
+    """The network on the GPUs of the task: in the form for them, or, if that turns out not to work there and nobody
+    asked for it, as the plain module, with one line in the log. Raises DiqpError."""
     devices = cuda_devices(task.device)
     precision = "fp16" if task.precision == "auto" else task.precision
-    form = network_form(os.environ.get(FORM_VARIABLE), torch.cuda.get_device_capability(task.device[0]))
+    asked = os.environ.get(FORM_VARIABLE)
+    form = network_form(asked, torch.cuda.get_device_capability(task.device[0]))
+    if not asked and form != "eager":
+        try:
+            return _open_form(task, devices, precision, form)
+        except _Unusable as error:
+            _log.warning(
+                "the %s form of the network can't be used on this GPU, so the plain module is, which is several times "
+                "slower: %s", form, error,
+            )  # fmt: skip
+            form = "eager"
+    try:
+        return _open_form(task, devices, precision, form)
+    except _Unusable as error:
+        raise BackendError(f"the {form} form of the network can't be used on this GPU: {error}") from error
 
-    def predictor(network: Network, device: Device, size: Size) -> Predictor:
-        return make_network(network, form, DTYPES[precision], device.torch)
 
-    return GpuBackend(task, devices, precision, form, predictor, record=True)
+class _Unusable(Exception):
+    """A form of the network fails on this machine, or answers wrongly."""
+
+
+def _open_form(task: Task, devices: list[Device], precision: str, form: str) -> "GpuBackend":
+    """A backend with the network in a form. Raises _Unusable, DiqpError."""
+    dtype = DTYPES[precision]
+
+    def predictor(network: Network, device: Device, size: Size | None = None) -> Predictor:
+        return make_network(network, form, dtype, device.torch)
+
+    try:
+        if form == "fused":
+            for device in devices:
+                _try(task.network, predictor(copy.deepcopy(task.network), device), device, precision)
+        return GpuBackend(task, devices, precision, form, predictor, record=True)
+    except (DiqpError, torch.OutOfMemoryError, _Unusable):
+        raise
+    except Exception as error:  # compilers fail in many ways
+        raise _Unusable(f"{type(error).__name__}: {str(error).strip()[:500]}") from error
+
+
+def _try(network: Network, predictor: Predictor, device: Device, precision: str) -> None:
+    """Raises _Unusable with what `trial` objects to."""
+    try:
+        half = half_tiles(network, precision)
+        found = trial.objection(network, predictor, device.torch, DTYPES[precision], half_tiles=half)
+    except torch.OutOfMemoryError:
+        return  # the backend will find what fits, or say that nothing does
+    if found:
+        raise _Unusable(f"{device.name}: {found}; please report this with what 'vsdiqp info' prints")
+
+
+def half_tiles(network: Network, precision: str) -> bool:
+    """Whether the fused form of a network is given tiles in fp16: full-resolution stems read that; others compute
+    differences first, which need the full width."""
+    return precision == "fp16" and getattr(network.config, "stem_scale", 2) == 1
 
 
 def cuda_devices(indices: Sequence[int]) -> list[Device]:
@@ -119,9 +168,7 @@ class GpuBackend:
     ) -> None:
         self._task, self._devices, self._precision, self._form = task, list(devices), precision, form
         self._predictor, self._record = predictor, record
-        # Full-resolution stems read fp16; others compute differences first, which need the full width.
-        stem_scale = getattr(task.network.config, "stem_scale", 2)
-        self._half_tiles = precision == "fp16" and stem_scale == 1 and form == "fused"
+        self._half_tiles = form == "fused" and half_tiles(task.network, precision)
         first = Size(task.plan, memory.even(task.plan.count, task.batch) if task.batch else self._fitting_batch())
         self._slots, self._size = memory.climb_down(task, first, self._open)
         if self._size != first:

@@ -5,6 +5,7 @@ module gives them (`DiQP.to_precision`). Tile sides are fixed, so one engine ser
 range. Guides of whole frames run in torch, once a group, and go in as inputs.
 """
 
+import copy
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vsdiqp import __version__
-from vsdiqp.backends import cuda
+from vsdiqp.backends import cuda, trial
 from vsdiqp.backends.base import Network, Predictor, Task
 from vsdiqp.backends.cuda import DTYPES, GpuBackend
 from vsdiqp.backends.device import Device
@@ -192,23 +193,39 @@ def engine_network(
     compiler: Compiler,
     cache: EngineCache,
 ) -> EngineNetwork:
-    """A predictor for ``network`` (fp32, the callee's own) with an engine from the cache, built if need be."""
+    """A predictor for ``network`` (fp32, the callee's own) with an engine from the cache, built if need be.
+
+    An engine that answers otherwise than the network does not get into the cache. Raises BackendError.
+    """
     largest = next((b for b in BATCHES if b >= batch), batch)
     key = engine_key(network, device, tile, largest, precision, compiler.versions())
+    plain = copy.deepcopy(network)
     network.to_precision(DTYPES[precision])
     tiles = TileNetwork(network.to(device.torch)).eval()
     inputs = example_inputs(tiles, tile, largest, device.torch)
-    names: list[str] = []
+    built: list[EngineNetwork] = []
+
+    def load(engine: bytes, names: Sequence[str]) -> EngineNetwork:
+        return EngineNetwork(tiles, compiler.load(engine, names, device.torch))
 
     def build() -> bytes:
         program = export(tiles, inputs, largest)
-        names.extend(input_names(program))
-        engine = compiler.build(program, inputs, largest)
+        names, engine = input_names(program), compiler.build(program, inputs, largest)
+        made = load(engine, names)
+        found = trial.objection(plain, made, device.torch, DTYPES[precision], tile=tile)
+        if found:
+            raise BackendError(
+                f"the engine that TensorRT built for {device.name} answers wrongly: {found}; use backend='cuda', and "
+                "please report this with what 'vsdiqp info' prints"
+            )
+        built.append(made)
         return json.dumps(names).encode() + b"\n" + engine
 
     stored = cache.get(key, build)
+    if built:
+        return built[0]
     line, _, engine = stored.partition(b"\n")
-    return EngineNetwork(tiles, compiler.load(engine, json.loads(line), device.torch))
+    return load(engine, json.loads(line))
 
 
 def engine_key(

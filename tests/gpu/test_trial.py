@@ -1,0 +1,142 @@
+"""A form of the network that fails on a GPU, or answers wrongly, is not used; on a CPU that stands in for the GPU."""
+
+import copy
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from stand_in_device import HostDevice
+from test_gpu_backend import alike, beside_run, beside_task, run, task
+
+from vsdiqp.backends import cuda, trial
+from vsdiqp.backends.base import Network, Predictor
+from vsdiqp.backends.cpu import TorchBackend
+from vsdiqp.errors import BackendError
+from vsdiqp.network import DiQP, load_checkpoint
+
+CPU = torch.device("cpu")
+
+
+def rounded(network: DiQP, dtype: torch.dtype) -> DiQP:
+    copied = copy.deepcopy(network)
+    copied.to_precision(dtype)
+    return copied
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model", ["lite", "base"])
+def test_rounding_is_no_objection(model: str, dtype: torch.dtype):
+    network = load_checkpoint(model)
+    assert trial.objection(network, rounded(network, dtype), CPU, dtype) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_guides_are_tried_too(dtype: torch.dtype):
+    network = task().network
+    assert trial.objection(network, rounded(network, dtype), CPU, dtype) is None
+    wrong = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, weight in wrong.named_parameters():
+            if name.startswith("look_around") and weight.dim() > 1:
+                weight.neg_()
+    assert trial.objection(network, wrong, CPU, torch.float32) is not None
+
+
+class Spoilt:
+    """A predictor that does something to what the network answers."""
+
+    def __init__(self, network: Network, spoil: Callable[[torch.Tensor], torch.Tensor]):
+        self._network, self._spoil = network, spoil
+        self.frame_guides = network.frame_guides
+
+    def predict(self, *arguments: torch.Tensor) -> torch.Tensor:
+        return self._spoil(self._network.predict(*arguments).clone())
+
+
+def one_window(x: torch.Tensor) -> torch.Tensor:
+    x[..., 8:16, 16:24] = 0.02
+    return x
+
+
+WRONG = {
+    "all zeros": torch.zeros_like,
+    "NaN in one place": lambda x: x.index_fill_(-1, torch.tensor([5]), float("nan")),
+    "one window": one_window,
+    "frames in another order": lambda x: x.flip(2),
+    "moved by a pixel": lambda x: x.roll(1, -1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("spoil", WRONG.values(), ids=WRONG)
+def test_wrong_answers_are_seen(spoil: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype):
+    network = load_checkpoint("lite")
+    found = trial.objection(network, Spoilt(network, spoil), CPU, dtype)
+    assert found is not None and "RMS" in found
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """One GPU of Hopper's capability, by its looks."""
+    monkeypatch.delenv(cuda.FORM_VARIABLE, raising=False)
+    monkeypatch.setattr(cuda, "cuda_devices", lambda indices: [HostDevice()])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return monkeypatch
+
+
+def form_that(gpu: pytest.MonkeyPatch, spoil: Callable[[Network], Predictor]) -> None:
+    """The fused form is made by ``spoil``."""
+    plain = cuda.make_network
+
+    def make(network: Network, form: str, dtype: torch.dtype, device: torch.device) -> Predictor:
+        return spoil(network) if form == "fused" else plain(network, form, dtype, device)
+
+    gpu.setattr(cuda, "make_network", make)
+
+
+def breaks(network: Network) -> Predictor:
+    raise RuntimeError("Failed to find C compiler")
+
+
+FAULTS = {"it fails": breaks, "it answers wrongly": lambda network: Spoilt(network, torch.zeros_like)}
+
+
+@pytest.mark.parametrize("spoil", FAULTS.values(), ids=FAULTS)
+def test_the_plain_module_takes_its_place(
+    spoil: Callable[[Network], Predictor], gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    form_that(gpu, spoil)
+    the_task, ours, theirs = task(), run(), run()
+    with caplog.at_level(logging.WARNING, "vsdiqp"):
+        backend = cuda.open_backend(the_task)
+    assert backend.describe().startswith("eager on")
+    assert len(caplog.records) == 1 and "fused form" in caplog.text and "slower" in caplog.text
+    backend.restore(ours)
+    TorchBackend(task(), CPU, "fp32").restore(theirs)
+    assert alike(ours.targets, theirs.targets, ours.frames) > 0.5
+
+
+@pytest.mark.parametrize("spoil", FAULTS.values(), ids=FAULTS)
+def test_a_form_that_was_asked_for_is_not_replaced(spoil: Callable[[Network], Predictor], gpu: pytest.MonkeyPatch):
+    form_that(gpu, spoil)
+    gpu.setenv(cuda.FORM_VARIABLE, "fused")
+    with pytest.raises(BackendError, match="the fused form of the network can't be used"):
+        cuda.open_backend(task())
+
+
+def test_what_fails_in_every_form_leaves_the_gpu_to_others(gpu: pytest.MonkeyPatch):
+    def make(*_: object) -> Predictor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    gpu.setattr(cuda, "make_network", make)
+    with pytest.raises(BackendError, match="illegal memory access"):
+        cuda.open_backend(task())
+
+
+def test_a_form_that_answers_rightly_is_used(gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    form_that(gpu, lambda network: network)
+    with caplog.at_level(logging.WARNING, "vsdiqp"):
+        backend = cuda.open_backend(beside_task())
+    assert backend.describe().startswith("fused on") and not caplog.records
+    backend.restore(beside_run())

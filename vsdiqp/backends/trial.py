@@ -1,0 +1,98 @@
+"""Whether a form of the network answers on a device as the plain module does on the CPU; tried before it is used.
+
+Compiled kernels depend on the GPU, its driver, Triton and the compilers behind it, and few of their combinations have
+ever been seen. What is wrong there would be wrong in every picture, and a picture must never get worse.
+"""
+
+from contextlib import nullcontext
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsdiqp.backends.base import Network, Predictor
+
+LIMITS: Final = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+"""RMS error, as a share of the residual's RMS, from which on a form is not to be used. Rounding alone stays at a tenth
+(`lite` and `base` in half precision: 0.003 and 0.004)."""
+LARGEST: Final = 10
+"""Largest error, in those limits: a window gone wrong is little of a tile's RMS. Rounding alone: a twentieth."""
+LEAST: Final = 1e-3
+"""Of the residual's RMS, a quarter of a code value of 8 bits: what is less is taken for this."""
+NOISE: Final = 0.01
+"""RMS, of what is tried."""
+SIDE: Final = 128
+"""Of the tile that is tried, at least: enough for every block size, and a second for the largest network's CPU."""
+
+
+def objection(
+    network: Network,
+    predictor: Predictor,
+    where: torch.device,
+    dtype: torch.dtype,
+    *,
+    half_tiles: bool = False,
+    tile: tuple[int, int] | None = None,
+) -> str | None:
+    """Why ``predictor`` is not to be used on a device: how far it is from ``network`` (fp32, on the CPU); None if near.
+
+    dtype: precision that it computes in; half_tiles: it is given tiles in fp16; tile: width and height of the only
+    tiles that it takes. Raises what the predictor raises.
+    """
+    side = -(-SIDE // network.config.multiple) * network.config.multiple
+    around, ahead_scaled, decay, *arguments = _arguments(network, *(tile or (side, side)))
+
+    def answer(of: Predictor, device: torch.device, kind: torch.dtype) -> Tensor:
+        around_there, ahead_there, *there = (t.to(device) for t in (around, ahead_scaled, *arguments))
+        decay_there = decay.to(device)
+        guides = of.frame_guides(around_there.to(kind), ahead_there.to(kind), decay_there)
+        picture, ahead, location, *beside = there
+        return of.predict(picture.to(kind), ahead.to(kind), guides, location, decay_there, *beside).double().cpu()
+
+    current: Any = torch.cuda.device(where) if where.type == "cuda" else nullcontext()
+    with torch.inference_mode(), current:
+        expected = answer(network, torch.device("cpu"), torch.float32)
+        error = (answer(predictor, where, torch.float16 if half_tiles else torch.float32) - expected).abs()
+    scale = max(LEAST, _rms(expected))
+    share, largest = _rms(error) / scale, error.max().item() / scale
+    if share <= LIMITS[dtype] and largest <= LIMITS[dtype] * LARGEST:  # never so if anything is NaN
+        return None
+    return (
+        f"its residuals are off by {share:.2g} of their RMS, {largest:.2g} at most, where {LIMITS[dtype]:g} and "
+        f"{LIMITS[dtype] * LARGEST:g} are allowed"
+    )
+
+
+def _arguments(network: Network, width: int, height: int) -> tuple[Tensor, ...]:
+    """Thumbnails, weight decay; tile, look-ahead, location and, where there are any, neighbours: of one tile."""
+    config, generator = network.config, torch.Generator().manual_seed(1)
+    codec = config.codecs[0]
+    qp = sum(config.qp_range[codec]) / 2
+    drawn = torch.rand(1, 3, 16, 16, generator=generator)
+
+    def pictures(wanted: bool, frames: int, size: tuple[int, int] = (height, width)) -> Tensor:
+        if not wanted:
+            return torch.zeros(1, 3, frames, 0, 0)
+        smooth = F.interpolate(drawn, size, mode="bicubic")[:, :, None]
+        return (smooth + torch.randn(1, 3, frames, *size, generator=generator) * NOISE).clamp(0, 1)
+
+    thumbnail = config.guide_size or (height, width)
+    location, decay = network.locate(qp, codec, 1, 9, 0, 0, 2 * width, 2 * height, height, width)
+    picture = pictures(True, 3)
+    given = [
+        pictures(config.uses_around, 2, thumbnail),
+        pictures(config.uses_ahead, 2, thumbnail),
+        torch.full((1, 1, 1, 1, 1), decay),
+        picture,
+        pictures(config.uses_ahead, 2),
+        location.view(6, 1, 1),
+    ]
+    if config.neighbours:
+        noise = torch.randn(1, 3, config.seen, height, width, generator=generator) * NOISE
+        given.append(picture[:, 0, :, None] + noise)
+    return tuple(given)
+
+
+def _rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()
