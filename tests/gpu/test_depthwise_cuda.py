@@ -14,7 +14,6 @@ from nvrtc import compile_ptx
 from ptx.code import parse
 from ptx.launches import launch as launch_ptx
 
-from vsdiqp.errors import DiqpError
 from vsdiqp.kernels import depthwise_cuda, sources
 from vsdiqp.kernels.depthwise_cuda import FORMS, ROWS, fits, lanes, strip_rows
 from vsdiqp.network.lewin import LeWinBlock
@@ -183,18 +182,6 @@ def test_the_record_has_the_size_of_the_c_structure():
     assert compile_with(sources.DEPTHWISE, ("-DCHANNELS=16",)).depthwise_size() == depthwise_cuda.DEPTHWISE.itemsize
 
 
-def test_a_map_on_the_cpu_stays_with_triton(monkeypatch: pytest.MonkeyPatch):
-    fused = pytest.importorskip("vsdiqp.backends.fused", reason="needs Triton, which CUDA builds of torch bring")
-    assert not fused.strips_fit(torch.zeros(64, 3 * 16, dtype=torch.float16), (1, 8, 8, 3, 16), 720)
-    fused.depthwise_form.cache_clear()
-    monkeypatch.setenv(fused.DEPTHWISE_VARIABLE, "both")
-    with pytest.raises(DiqpError, match="cuda, joined, triton"):
-        fused.depthwise_form()
-    monkeypatch.setenv(fused.DEPTHWISE_VARIABLE, "triton")
-    assert fused.depthwise_form() == "triton"
-    fused.depthwise_form.cache_clear()
-
-
 class OnGpu(NamedTuple):
     """As much of a tensor as is asked for its place."""
 
@@ -203,16 +190,14 @@ class OnGpu(NamedTuple):
 
 
 @pytest.mark.parametrize("frames", FORMS)
-@pytest.mark.parametrize(
-    "form, narrow, wide", [("cuda", True, True), ("joined", False, True), ("triton", False, False)]
-)
-def test_which_maps_it_takes(form: str, narrow: bool, wide: bool, frames: int, monkeypatch: pytest.MonkeyPatch):
+def test_which_maps_it_takes(frames: int):
     fused = pytest.importorskip("vsdiqp.backends.fused", reason="needs Triton, which CUDA builds of torch bring")
-    monkeypatch.setattr(fused, "depthwise_form", lambda: form)
     shape = (1, 8, 8, frames, 96)
-    assert fused.strips_fit(OnGpu(torch.float16), shape, fused.NARROW) == narrow
-    assert fused.strips_fit(OnGpu(torch.bfloat16), shape, fused.NARROW + 16) == wide
-    assert not fused.strips_fit(OnGpu(torch.float32), shape, fused.NARROW)
+    for kind in KINDS:
+        assert fused.strips_fit(OnGpu(kind), shape)
+        assert not fused.strips_fit(OnGpu(kind, is_cuda=False), shape)
+        assert not fused.strips_fit(OnGpu(kind), (1, 8, 8, frames, 24))
+    assert not fused.strips_fit(OnGpu(torch.float32), shape)
 
 
 @pytest.mark.parametrize("frames", FORMS)

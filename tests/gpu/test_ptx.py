@@ -12,12 +12,14 @@ from ptx.launches import launch
 
 HERE = Path(__file__).parent
 FILES = ("fused", "fused_cells", "fused_joins", "described", "depthwise")
+FEW = "base-fp16 or (bf16 and (half or frame_block))"
 CHOSEN = {
-    80: "half or base-fp16 or (bf16 and convolution)",
-    90: "fp16 or bf16 or float16 or drawn or described",
-    120: "half or (whole and fp16) or (bf16 and (convolution or gradients))",
+    80: FEW,
+    90: f"{FEW} or described or drawn or (bf16 and (answer or given or convolution and all)) or (fp16 and whole)",
+    120: FEW,
 }
-"""Tests by architecture, most of them where Hopper's own instructions are; sm_86 and 89 get the code of sm_80."""
+"""Tests by architecture, most of them where Hopper's own instructions are; sm_86 and 89 get the code of sm_80. All of
+them take minutes, mostly to compile: VSDIQP_PTX=90 pytest tests/gpu/test_fused_cells.py, say."""
 
 
 @pytest.mark.slow

@@ -6,11 +6,8 @@ LayerNorm into the projection behind it, the attention scale into the queries, h
 everything else to multiples of 16 (8 for convolutions).
 """
 
-import importlib.util
-import os
 from dataclasses import dataclass
-from functools import cache
-from typing import Final, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +27,6 @@ from vsdiqp.backends.fused_joins import (
     place,
     widened,
 )
-from vsdiqp.errors import DiqpError
 from vsdiqp.kernels import blocks, depthwise_cuda, sources
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.diqp import DiQP
@@ -40,8 +36,6 @@ from vsdiqp.network.stem import PixelHead, PixelStem
 
 NARROW = 128
 """Outputs up to which the feed-forward's last projection can join the Triton kernel before it; wider ones spill."""
-DEPTHWISE_VARIABLE: Final = "VSDIQP_DEPTHWISE"
-"""For measuring: see `depthwise_form`."""
 HEAD_SIZES = ((16, 0), (32, 0), (32, 16), (64, 0), (64, 16), (64, 32))
 """Padded head dimensions as two powers of two."""
 
@@ -198,7 +192,7 @@ class FusedBlock(nn.Module):
         patches = batch * triton.cdiv(height, blocks.WINDOW) * triton.cdiv(width, blocks.WINDOW)
         channels = self.padded_hidden
         shape = (batch, height, width, self.frames, channels)
-        strips = strips_fit(hidden, shape, self.padded)
+        strips = strips_fit(hidden, shape)
         if self.padded <= NARROW and not strips:
             out, sums = torch.empty_like(x), x.new_empty((1, rows, 2), dtype=torch.float32)
             blocks.depthwise_linear[(patches,)](
@@ -302,25 +296,11 @@ def _fits(block: nn.Module) -> bool:
     return block.window == blocks.WINDOW and block.attn.proj.in_features // block.attn.heads <= sum(HEAD_SIZES[-1])
 
 
-@cache
-def depthwise_form() -> str:
-    """What makes the depthwise step where several can: "cuda" (depthwise.cu: half as many instructions; it writes
-    narrow maps once more, and needs CuPy); "joined" (the same for wide maps, and for narrow ones Triton's kernel that
-    has the projection behind it in it); else "triton". Raises DiqpError."""
-    asked = os.environ.get(DEPTHWISE_VARIABLE) or "cuda"
-    if asked not in ("cuda", "joined", "triton"):
-        raise DiqpError(f"{DEPTHWISE_VARIABLE} is {asked!r}; it may be cuda, joined, triton, or unset")
-    return asked if importlib.util.find_spec("cupy") is not None else "triton"
-
-
-def strips_fit(hidden: Tensor, shape: depthwise_cuda.Shape, outputs: int) -> bool:
-    """Whether depthwise.cu makes the depthwise step of a map; ``outputs``: of the projection behind it."""
-    return (
-        hidden.is_cuda
-        and hidden.dtype in (torch.float16, torch.bfloat16)
-        and depthwise_cuda.fits(shape)
-        and (depthwise_form() == "cuda" or (depthwise_form() == "joined" and outputs > NARROW))
-    )
+def strips_fit(hidden: Tensor, shape: depthwise_cuda.Shape) -> bool:
+    """Whether depthwise.cu makes the depthwise step of a map: in half the instructions of Triton's kernels. Narrow maps
+    are written once more for it, and it was still faster than with the projection joined (H200, benchmarks/2026-11-27).
+    """
+    return hidden.is_cuda and hidden.dtype in (torch.float16, torch.bfloat16) and depthwise_cuda.fits(shape)
 
 
 def _strips(hidden: Tensor, weight: Tensor, bias: Tensor, out: Tensor, shape: depthwise_cuda.Shape) -> None:

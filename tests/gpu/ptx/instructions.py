@@ -92,6 +92,7 @@ UNARY: dict[str, Callable[[Any], Any]] = {
     "sqrt": np.sqrt,
     "rsqrt": lambda a: np.float32(1) / np.sqrt(a),
 }
+HALVES = ("f16", "bf16", "f16x2", "bf16x2")
 NOTHING = {"bar", "fence", "barrier", "membar", "griddepcontrol", "prefetch", "createpolicy"}
 """In lockstep there is nothing to wait for."""
 
@@ -107,6 +108,8 @@ def _compile(i: Instruction) -> Callable[[Machine], None]:
     if kind in ("f16", "bf16") and "f32" in i.parts:  # a half and a single make a single
         of_both = BINARY[i.name]
         return lambda m: m.put(o[0], of_both(halves(m.each(o[1], "b16"), kind == "bf16"), m.get(o[2], "f32")))
+    if kind in HALVES and i.name in (*UNARY, *BINARY):
+        return _in_halves(i, UNARY.get(i.name) or BINARY[i.name])
     if i.name in UNARY:
         operation = UNARY[i.name]
         ftz = "ftz" in i.parts
@@ -126,13 +129,28 @@ def _flush(value: Any, ftz: bool) -> Any:
 
 def _paired(i: Instruction, operation: Callable[..., Any]) -> Callable[[Machine], None]:
     """Of two numbers in a register."""
-    element = {"s16x2": np.int16, "u16x2": np.uint16, "f16x2": np.float16, "f32x2": np.float32}[i.parts[-1]]
+    if i.parts[-1] in HALVES:
+        return _in_halves(i, operation)
+    element = {"s16x2": np.int16, "u16x2": np.uint16, "f32x2": np.float32}[i.parts[-1]]
     whole = "b64" if element == np.float32 else "b32"
 
     def run(m: Machine) -> None:
         values = [m.each(o, whole).view(element).reshape(m.count, 2) for o in i.operands[1:]]
         made = np.ascontiguousarray(operation(*values)).astype(element)
         m.put(i.operands[0], made.view(KINDS[whole])[:, 0])
+
+    return run
+
+
+def _in_halves(i: Instruction, operation: Callable[..., Any]) -> Callable[[Machine], None]:
+    """Of one half or two in a register, rounded once."""
+    kind = i.parts[-1]
+    whole, brain = ("b32" if kind.endswith("x2") else "b16"), kind.startswith("b")
+
+    def run(m: Machine) -> None:
+        values = [halves(m.each(o, whole).view(np.uint16), brain).astype(np.float64) for o in i.operands[1:]]
+        made = _to_half(np.ascontiguousarray(operation(*values)).astype(np.float32), brain)
+        m.put(i.operands[0], made.view(KINDS[whole]))
 
     return run
 
@@ -150,7 +168,7 @@ def _mul(i: Instruction) -> Callable[[Machine], None]:
             (m.get(o[1], kind).astype(KINDS[wide]) * m.get(o[2], kind).astype(KINDS[wide]) >> KINDS[wide](bits))
             .astype(KINDS[kind]),
         )  # fmt: skip
-    if kind.endswith("x2"):
+    if kind in HALVES or kind.endswith("x2"):
         return _paired(i, BINARY["mul"])
     return lambda m: m.put(o[0], m.get(o[1], kind) * m.get(o[2], kind))
 
@@ -176,7 +194,7 @@ def _multiply_add(i: Instruction) -> Callable[[Machine], None]:
             m.put(o[0], _fma(a, b, m.get(o[3], "f32")))
 
         return mixed
-    if kind.endswith("x2"):
+    if kind in HALVES or kind.endswith("x2"):
         return _paired(i, lambda a, b, c: a.astype(np.float64) * b + c)
     return lambda m: m.put(o[0], _flush(_fma(*(m.get(x, kind) for x in o[1:4])), ftz))
 
