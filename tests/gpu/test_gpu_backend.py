@@ -313,7 +313,7 @@ def test_batches_follow_free_memory():
 
 def test_forms_of_the_network():
     assert cuda.network_form("eager", (9, 0)) == "eager"
-    assert cuda.network_form(None, (7, 5)) != "fused", "Triton has no tensor cores there"
+    assert cuda.network_form(None, (7, 5)) == "eager", "Triton has no tensor cores there"
     with pytest.raises(DiqpError, match="VSDIQP_CUDA_NETWORK is 'fast'"):
         cuda.network_form("fast", (9, 0))
 

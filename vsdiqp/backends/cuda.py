@@ -1,7 +1,7 @@
 """The network on NVIDIA GPUs through torch, with planes, tiles and blending as CUDA kernels (`vsdiqp.kernels`).
 
 ``VSDIQP_CUDA_NETWORK`` chooses the form of the network: "fused" (Triton kernels; the default from compute capability
-8.0 up), "compile" (torch.compile; the default below) or "eager" (the plain module). docs/gpu.md says what is measured.
+8.0 up), "compile" (torch.compile) or "eager" (the plain module; the default below). docs/gpu.md says what is measured.
 """
 
 import copy
@@ -125,8 +125,9 @@ def network_form(asked: str | None, capability: tuple[int, int]) -> str:
         return asked
     if importlib.util.find_spec("triton") is None:
         return "eager"
-    # Below 8.0 Triton has no tensor cores to multiply with.
-    return "fused" if capability >= (8, 0) else "compile"
+    # Below 8.0 Triton has no tensor cores to multiply with. torch.compile was never seen to finish, and a script that
+    # does not open is worse than one that is slow.
+    return "fused" if capability >= (8, 0) else "eager"
 
 
 def make_network(network: Network, form: str, dtype: torch.dtype, device: torch.device) -> Predictor:
