@@ -33,7 +33,6 @@ class Kernel:
 
     name: str
     parameters: list[str]
-    threads: int
     registers: dict[str, str]
     """Kinds by name; numbered registers by their prefix."""
     code: list[Instruction]
@@ -81,14 +80,13 @@ def _meetings(kernel: Kernel) -> dict[int, int]:
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr[^,)]*?\s)?(\w+)(?:\[(\d+)\])?\s*(?=[,)\n])")
 
 
-def parse(text: str, name: str | None = None) -> Kernel:
-    """A module's kernel."""
+def parse(text: str) -> Kernel:
+    """A module's first kernel."""
     text = re.sub(r"//[^\n]*", "", text)
-    entry = re.search(r"\.visible\s+\.entry\s+(\w+)\s*\((.*?)\)(.*?)\n\{", text, re.S)
-    if entry is None or (name and entry[1] != name):
-        raise Fault(f"no kernel {name} in this module")
+    entry = re.search(r"\.visible\s+\.entry\s+(\w+)\s*\((.*?)\).*?\n\{", text, re.S)
+    if entry is None:
+        raise Fault("no kernel in this module")
     parameters = [found[2] for found in _PARAMETER.finditer(entry[2] + "\n")]
-    wanted = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", entry[3])
     body = text[entry.end() :]
     depth, end = 1, 0
     for end, letter in enumerate(body):  # noqa: B007
@@ -101,7 +99,7 @@ def parse(text: str, name: str | None = None) -> Kernel:
             r"\.(?:global|const)\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]\s*;", text[: entry.start()]
         )
     }
-    kernel = Kernel(entry[1], parameters, int(wanted[1]) if wanted else 0, {}, [], {}, constants)
+    kernel = Kernel(entry[1], parameters, {}, [], {}, constants)
     _read(body[:end], kernel)
     return kernel
 

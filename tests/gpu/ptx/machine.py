@@ -47,9 +47,7 @@ class Memory:
     def __init__(self, tensors: Iterable[torch.Tensor]):
         stores = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t.numel()}
         self._starts = np.array(sorted(stores), np.uint64)
-        self._bytes = [
-            torch.empty(0, dtype=torch.uint8).set_(stores[int(start)]).numpy() for start in self._starts
-        ]  # fmt: skip
+        self._bytes = [torch.empty(0, dtype=torch.uint8).set_(stores[int(s)]).numpy() for s in self._starts]
         self._ends = np.array([int(s) + b.size for s, b in zip(self._starts, self._bytes, strict=True)], np.uint64)
 
     def pieces(self, addresses: Lanes, size: int) -> Iterable[tuple[NDArray[np.uint8], Lanes, Lanes]]:
@@ -121,8 +119,7 @@ class Machine:
 
     def __init__(self, kernel: Kernel, programs: NDArray[np.int64], grid: tuple[int, int, int], memory: Memory,
                  parameters: list[Any], shared: int, threads: int):  # fmt: skip
-        self.kernel, self.memory, self.grid = kernel, memory, grid
-        self.threads, self.count = threads, len(programs) * threads
+        self.kernel, self.memory, self.count = kernel, memory, len(programs) * threads
         self.parameters = dict(zip(kernel.parameters, parameters, strict=True))
         self.size = max(16, -(-shared // 16) * 16)
         self.shared = np.full(len(programs) * self.size, 0xFF, np.uint8)
@@ -299,7 +296,7 @@ class Machine:
     # -- what is asynchronous ------------------------------------------------------------------------------------------
 
     def ask(self, kind: str, work: Callable[[Lanes], None], where: Lanes | None = None) -> None:
-        """Work that is done when these threads wait for it."""
+        """Work that is done when these threads (the active ones) wait for it."""
         where = self.active if where is None else where
         self.late[kind].append(_Late(where.copy(), self.closed[kind].copy(), work))
 
@@ -321,10 +318,9 @@ class Machine:
                 kept.append(late)
         self.late[kind] = kept
 
-    def warps(self, which: Lanes | None = None) -> Lanes:
+    def warps(self) -> Lanes:
         """Threads of the active warps: warps, 32. All of a warp take part."""
-        which = self.active if which is None else which
-        warps = np.flatnonzero(which).reshape(-1, 32)
+        warps = np.flatnonzero(self.active).reshape(-1, 32)
         if (warps[:, 0] % 32).any() or (warps[:, 31] != warps[:, 0] + 31).any():
             raise Fault("some threads of a warp are missing")
         return warps

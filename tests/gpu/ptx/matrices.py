@@ -162,7 +162,7 @@ def _cp(i: Instruction) -> Callable[[Machine], None]:
     return run
 
 
-def _block(descriptor: Descriptor, m: Machine, program: int, offset: int, x: int, y: int) -> tuple[Lanes, Lanes, Lanes]:
+def _block(descriptor: Descriptor, offset: int, x: int, y: int) -> tuple[Lanes, Lanes, Lanes]:
     """Of a block: bytes' places in shared memory, addresses, and which are in the matrix; eight numbers each."""
     rows, columns = np.meshgrid(np.arange(descriptor.block[0]), np.arange(0, descriptor.block[1], 8), indexing="ij")
     if descriptor.block[1] != 64 or offset % 1024:
@@ -196,7 +196,7 @@ def _tensor_load(i: Instruction) -> Callable[[Machine], None]:
             program = int(m.program[thread])
             offset = int(m.addresses(o[0], "u32")[thread])
             descriptor, x, y = _moved(m, i, o[1], thread)
-            places, addresses, inside = _block(descriptor, m, program, offset, x, y)
+            places, addresses, inside = _block(descriptor, offset, x, y)
 
             def work(
                 program: int = program, places: Lanes = places, addresses: Lanes = addresses, inside: Lanes = inside
@@ -219,7 +219,7 @@ def _tensor_store(i: Instruction) -> Callable[[Machine], None]:
             program = int(m.program[thread])
             offset = int(m.addresses(o[1], "u32")[thread])
             descriptor, x, y = _moved(m, i, o[0], thread)
-            places, addresses, inside = _block(descriptor, m, program, offset, x, y)
+            places, addresses, inside = _block(descriptor, offset, x, y)
 
             def work(
                 _: Lanes,
