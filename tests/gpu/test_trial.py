@@ -117,6 +117,22 @@ def test_the_plain_module_takes_its_place(
     assert alike(ours.targets, theirs.targets, ours.frames) > 0.5
 
 
+def test_too_little_memory_for_a_trial_is_no_verdict(gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    tried: list[str] = []
+    plain = cuda.make_network
+
+    def make(network: Network, form: str, dtype: torch.dtype, device: torch.device) -> Predictor:
+        tried.append(form)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("stand-in")
+        return plain(network, "eager", dtype, device)
+
+    gpu.setattr(cuda, "make_network", make)
+    with caplog.at_level(logging.WARNING, "vsdiqp"):
+        backend = cuda.open_backend(task())
+    assert backend.describe().startswith("fused on") and not caplog.records and set(tried) == {"fused"}
+
+
 @pytest.mark.parametrize("spoil", FAULTS.values(), ids=FAULTS)
 def test_a_form_that_was_asked_for_is_not_replaced(spoil: Callable[[Network], Predictor], gpu: pytest.MonkeyPatch):
     form_that(gpu, spoil)

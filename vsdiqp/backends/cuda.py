@@ -83,7 +83,7 @@ def _open_form(task: Task, devices: list[Device], precision: str, form: str) -> 
     try:
         if form == "fused":
             for device in devices:
-                _try(task.network, predictor(copy.deepcopy(task.network), device), device, precision)
+                _try(task.network, predictor, device, precision)
         return GpuBackend(task, devices, precision, form, predictor, record=True)
     except (DiqpError, torch.OutOfMemoryError, _Unusable):
         raise
@@ -91,11 +91,12 @@ def _open_form(task: Task, devices: list[Device], precision: str, form: str) -> 
         raise _Unusable(f"{type(error).__name__}: {str(error).strip()[:500]}") from error
 
 
-def _try(network: Network, predictor: Predictor, device: Device, precision: str) -> None:
+def _try(network: Network, make: Callable[[Network, Device], Predictor], device: Device, precision: str) -> None:
     """Raises _Unusable with what `trial` objects to."""
+    half = half_tiles(network, precision)
     try:
-        half = half_tiles(network, precision)
-        found = trial.objection(network, predictor, device.torch, DTYPES[precision], half_tiles=half)
+        made = make(copy.deepcopy(network), device)
+        found = trial.objection(network, made, device.torch, DTYPES[precision], half_tiles=half)
     except torch.OutOfMemoryError:
         return  # the backend will find what fits, or say that nothing does
     if found:

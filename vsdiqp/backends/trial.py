@@ -38,7 +38,7 @@ def objection(
     """Why ``predictor`` is not to be used on a device: how far it is from ``network`` (fp32, on the CPU); None if near.
 
     dtype: precision that it computes in; half_tiles: it is given tiles in fp16; tile: width and height of the only
-    tiles that it takes. Raises what the predictor raises.
+    tiles that it takes. Raises what the predictor raises, torch's OutOfMemoryError, too, which says nothing of it.
     """
     side = -(-SIDE // network.config.multiple) * network.config.multiple
     around, ahead_scaled, decay, *arguments = _arguments(network, *(tile or (side, side)))
