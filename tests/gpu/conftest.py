@@ -5,11 +5,9 @@ machine of `ptx`. The interpreter has to be asked for before Triton is imported.
 import os
 import sys
 from collections.abc import Iterator
-from functools import cache
 
 import pytest
 import torch
-from torch import Tensor
 
 PTX = os.environ.get("VSDIQP_PTX")
 """The architecture to compile for."""
@@ -40,27 +38,14 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not PTX:
         yield
         return
-    from nvrtc import compile_ptx
-    from ptx.code import Kernel, parse
-    from ptx.launches import compiled_for, launch
+    from ptx.launches import compiled_for
+    from strips import strips_for
 
     from vsdiqp.backends import fused
-    from vsdiqp.kernels import depthwise_cuda, sources
-
-    @cache
-    def kernel(options: tuple[str, ...]) -> Kernel:
-        return parse(compile_ptx(sources.DEPTHWISE, f"compute_{PTX}", options))
-
-    def strips(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, shape: depthwise_cuda.Shape) -> None:
-        frames, channels = shape[3:]
-        options = depthwise_cuda.options(frames, channels, x.dtype == torch.bfloat16)
-        addresses = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
-        one = depthwise_cuda.depthwise(*addresses, shape, 132)
-        threads = depthwise_cuda.FORMS[frames].threads
-        launch(kernel(options), one.grid, threads, [one.record], [x, weight, bias, out])
+    from vsdiqp.kernels import depthwise_cuda
 
     monkeypatch.setattr(fused, "describes", lambda _: int(PTX) // 10 == 9)
     monkeypatch.setattr(fused, "strips_fit", lambda x, shape: x.dtype != torch.float32 and depthwise_cuda.fits(shape))
-    monkeypatch.setattr(fused, "_strips", strips)
+    monkeypatch.setattr(fused, "_strips", strips_for(f"compute_{PTX}"))
     with compiled_for(int(PTX)):
         yield

@@ -10,9 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from host_grid import compile_with
-from nvrtc import compile_ptx
-from ptx.code import parse
-from ptx.launches import launch as launch_ptx
+from strips import strips_for
 
 from vsdiqp.kernels import depthwise_cuda, sources
 from vsdiqp.kernels.depthwise_cuda import FORMS, ROWS, fits, lanes, strip_rows
@@ -94,17 +92,11 @@ def test_the_result_is_torchs(name: str, frames: int, kind: torch.dtype):
 @pytest.mark.parametrize("architecture", ["compute_75", "compute_90"])
 def test_so_is_the_compiled_codes(architecture: str, frames: int, kind: torch.dtype):
     """With the instructions of assembly that a GPU of old and one of now get, and the strips of a large one."""
-    kernels = {}
     for name in ("one token", "odd sizes", "several strips", "as shipped"):
         x, weight, bias = maps(SHAPES[name], frames, kind)
         *sides, channels = SHAPES[name]
-        options = depthwise_cuda.options(frames, channels, kind == torch.bfloat16)
-        if options not in kernels:
-            kernels[options] = parse(compile_ptx(sources.DEPTHWISE, architecture, options))
         out = torch.full_like(x, 7.0)
-        addresses = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
-        launch = depthwise_cuda.depthwise(*addresses, (sides[0], sides[1], sides[2], frames, channels), 132)
-        launch_ptx(kernels[options], launch.grid, FORMS[frames].threads, [launch.record], [x, weight, bias, out])
+        strips_for(architecture)(x, weight, bias, out, (sides[0], sides[1], sides[2], frames, channels))
         check(out, reference(x, weight, bias))
 
 

@@ -104,22 +104,24 @@ def _compile(i: Instruction) -> Callable[[Machine], None]:
         return lambda m: None
     if maker is not None:
         return maker(i)
-    kind, o = i.parts[-1] if i.parts else "", i.operands
+    return _plain(i)
+
+
+def _plain(i: Instruction) -> Callable[[Machine], None]:
+    """What makes one number, or two, of as many in each operand."""
+    operation: Any = UNARY.get(i.name) or BINARY.get(i.name)
+    if operation is None:
+        raise Fault(f"instruction {i.text!r}")
+    kind, o = i.parts[-1], i.operands
     if kind in ("f16", "bf16") and "f32" in i.parts:  # a half and a single make a single
-        of_both = BINARY[i.name]
-        return lambda m: m.put(o[0], of_both(halves(m.each(o[1], "b16"), kind == "bf16"), m.get(o[2], "f32")))
-    if kind in HALVES and i.name in (*UNARY, *BINARY):
-        return _in_halves(i, UNARY.get(i.name) or BINARY[i.name])
+        return lambda m: m.put(o[0], operation(halves(m.each(o[1], "b16"), kind == "bf16"), m.get(o[2], "f32")))
+    if kind in HALVES:
+        return _in_halves(i, operation)
+    if kind.endswith("x2"):
+        return _paired(i, operation)
     if i.name in UNARY:
-        operation = UNARY[i.name]
-        ftz = "ftz" in i.parts
-        return lambda m: m.put(o[0], _flush(operation(m.get(o[1], kind)), ftz))
-    if i.name in BINARY and "wide" not in i.parts and "hi" not in i.parts:
-        both = BINARY[i.name]
-        if kind.endswith("x2"):
-            return _paired(i, both)
-        return lambda m: m.put(o[0], reduce(both, (m.get(one, kind) for one in o[1:])))
-    raise Fault(f"instruction {i.text!r}")
+        return lambda m: m.put(o[0], _flush(operation(m.get(o[1], kind)), "ftz" in i.parts))
+    return lambda m: m.put(o[0], reduce(operation, (m.get(one, kind) for one in o[1:])))
 
 
 def _flush(value: Any, ftz: bool) -> Any:
@@ -129,8 +131,6 @@ def _flush(value: Any, ftz: bool) -> Any:
 
 def _paired(i: Instruction, operation: Callable[..., Any]) -> Callable[[Machine], None]:
     """Of two numbers in a register."""
-    if i.parts[-1] in HALVES:
-        return _in_halves(i, operation)
     element = {"s16x2": np.int16, "u16x2": np.uint16, "f32x2": np.float32}[i.parts[-1]]
     whole = "b64" if element == np.float32 else "b32"
 
@@ -168,9 +168,7 @@ def _mul(i: Instruction) -> Callable[[Machine], None]:
             (m.get(o[1], kind).astype(KINDS[wide]) * m.get(o[2], kind).astype(KINDS[wide]) >> KINDS[wide](bits))
             .astype(KINDS[kind]),
         )  # fmt: skip
-    if kind in HALVES or kind.endswith("x2"):
-        return _paired(i, BINARY["mul"])
-    return lambda m: m.put(o[0], m.get(o[1], kind) * m.get(o[2], kind))
+    return _plain(i)
 
 
 def _mad(i: Instruction) -> Callable[[Machine], None]:
@@ -195,7 +193,8 @@ def _multiply_add(i: Instruction) -> Callable[[Machine], None]:
 
         return mixed
     if kind in HALVES or kind.endswith("x2"):
-        return _paired(i, lambda a, b, c: a.astype(np.float64) * b + c)
+        of = _in_halves if kind in HALVES else _paired
+        return of(i, lambda a, b, c: a.astype(np.float64) * b + c)
     return lambda m: m.put(o[0], _flush(_fma(*(m.get(x, kind) for x in o[1:4])), ftz))
 
 

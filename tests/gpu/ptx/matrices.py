@@ -1,8 +1,8 @@
 """What instructions of a warp, a warp group and the copy engines do."""
 
 import re
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -162,78 +162,67 @@ def _cp(i: Instruction) -> Callable[[Machine], None]:
     return run
 
 
-def _block(descriptor: Descriptor, offset: int, x: int, y: int) -> tuple[Lanes, Lanes, Lanes]:
-    """Of a block: bytes' places in shared memory, addresses, and which are in the matrix; eight numbers each."""
-    rows, columns = np.meshgrid(np.arange(descriptor.block[0]), np.arange(0, descriptor.block[1], 8), indexing="ij")
-    if descriptor.block[1] != 64 or offset % 1024:
-        raise Fault(f"a block of {descriptor.block} at {offset}: only 128 bytes wide ones, at 1024, are known")
-    linear = offset + rows * 128 + columns * 2
-    places = linear ^ (linear >> 7 & 7) << 4
-    inside = (rows + y >= 0) & (rows + y < descriptor.high) & (columns + x >= 0) & (columns + x < descriptor.wide)
-    addresses = descriptor.address + ((rows + y) * descriptor.stride + columns + x) * 2
-    return places.ravel(), addresses.ravel(), inside.ravel()
+class _Move(NamedTuple):
+    """A block on its way: eight numbers each."""
+
+    programs: Lanes
+    """Whose shared memory it is, over and over."""
+    places: Lanes
+    """Of bytes there."""
+    addresses: Lanes
+    inside: Lanes
+    """Which are in the matrix."""
 
 
-def _moved(m: Machine, i: Instruction, operand: str, thread: int) -> tuple[Descriptor, int, int]:
-    """Descriptor, x and y of a move."""
-    inner = operand.strip("[] ")
-    base, _, places = inner.partition(",")
-    number = int(m.each(base.strip(), "u64")[thread]) - PARAMETERS
-    descriptor = m.parameters[m.kernel.parameters[number]]
-    if not isinstance(descriptor, Descriptor):
-        raise Fault(f"no descriptor: {i.text!r}")
-    if descriptor.wide % 8:
-        raise Fault("matrices of a multiple of 8 numbers are known")
-    x, y = (int(m.each(p, "s32")[thread]) for p in several(places))
-    return descriptor, x, y
+def _moves(m: Machine, i: Instruction, shared: str, matrix: str) -> Iterator[tuple[int, _Move]]:
+    """The blocks that an instruction of the copy engine moves, and the threads that ask for them.
+
+    shared: operand with the offset in shared memory; matrix: with the descriptor, x and y.
+    """
+    base, _, at = matrix.strip("[] ").partition(",")
+    for thread in np.flatnonzero(m.active).tolist():
+        offset = int(m.addresses(shared, "u32")[thread])
+        number = int(m.each(base.strip(), "u64")[thread]) - PARAMETERS
+        descriptor = m.parameters[m.kernel.parameters[number]]
+        if not isinstance(descriptor, Descriptor):
+            raise Fault("no descriptor")
+        down, across = descriptor.block
+        if across != 64 or offset % 1024 or descriptor.wide % 8:
+            raise Fault(f"{descriptor} at {offset}: only blocks 128 bytes wide, at 1024, of whole eights are known")
+        x, y = (int(m.each(p, "s32")[thread]) for p in several(at))
+        rows, columns = np.meshgrid(np.arange(down), np.arange(0, across, 8), indexing="ij")
+        linear = offset + rows * 128 + columns * 2
+        row, column = (rows + y).ravel(), (columns + x).ravel()
+        inside = (row >= 0) & (row < descriptor.high) & (column >= 0) & (column < descriptor.wide)
+        addresses = descriptor.address + (row * descriptor.stride + column) * 2
+        places = _swizzled(linear, WHOLE).ravel()
+        yield thread, _Move(np.full(places.size, m.program[thread]), places, addresses, inside)
 
 
 def _tensor_load(i: Instruction) -> Callable[[Machine], None]:
-    o = i.operands
-
     def run(m: Machine) -> None:
-        for thread in np.flatnonzero(m.active).tolist():
-            program = int(m.program[thread])
-            offset = int(m.addresses(o[0], "u32")[thread])
-            descriptor, x, y = _moved(m, i, o[1], thread)
-            places, addresses, inside = _block(descriptor, offset, x, y)
+        for thread, move in _moves(m, i, i.operands[0], i.operands[1]):
 
-            def work(
-                program: int = program, places: Lanes = places, addresses: Lanes = addresses, inside: Lanes = inside
-            ) -> int:
-                values = np.zeros((places.size, 8), np.uint16)
-                values[inside] = m.memory.load(addresses[inside].astype(np.uint64), 16, 2)
-                m.store_shared(places, np.full(places.size, program), values)
-                return places.size * 16
+            def work(move: _Move = move) -> int:
+                values = np.zeros((move.places.size, 8), np.uint16)
+                values[move.inside] = m.memory.load(move.addresses[move.inside].astype(np.uint64), 16, 2)
+                m.store_shared(move.places, move.programs, values)
+                return values.nbytes
 
-            _barrier(m, o[2], thread).loads.append(work)
+            _barrier(m, i.operands[2], thread).loads.append(work)
 
     return run
 
 
 def _tensor_store(i: Instruction) -> Callable[[Machine], None]:
-    o = i.operands
-
     def run(m: Machine) -> None:
-        for thread in np.flatnonzero(m.active).tolist():
-            program = int(m.program[thread])
-            offset = int(m.addresses(o[1], "u32")[thread])
-            descriptor, x, y = _moved(m, i, o[0], thread)
-            places, addresses, inside = _block(descriptor, offset, x, y)
+        for thread, move in _moves(m, i, i.operands[1], i.operands[0]):
 
-            def work(
-                _: Lanes,
-                program: int = program,
-                places: Lanes = places,
-                addresses: Lanes = addresses,
-                inside: Lanes = inside,
-            ) -> None:
-                values = m.load_shared(places, np.full(places.size, program), 16, 2)
-                m.memory.store(addresses[inside].astype(np.uint64), values[inside])
+            def work(_: Lanes, move: _Move = move) -> None:
+                values = m.load_shared(move.places, move.programs, 16, 2)
+                m.memory.store(move.addresses[move.inside].astype(np.uint64), values[move.inside])
 
-            where = np.zeros(m.count, bool)
-            where[thread] = True
-            m.ask("bulk", work, where)
+            m.ask("bulk", work, np.arange(m.count) == thread)
 
     return run
 
@@ -288,8 +277,12 @@ def _elect(i: Instruction) -> Callable[[Machine], None]:
     return lambda m: m.put(chosen, m.special["%laneid"] == 0)
 
 
+WHOLE: Final = 1
+"""The swizzle of rows of 128 bytes."""
+
+
 def _swizzled(at: Lanes, mode: int) -> Lanes:
-    """Offsets in shared memory as wgmma reads them; mode: of the matrix descriptor."""
+    """Offsets in shared memory as wgmma and the copy engine take them; mode: of the matrix descriptor."""
     bits = {0: 0, 1: 7, 2: 3, 3: 1}[mode]
     return at ^ (at >> 7 & bits) << 4
 
@@ -351,9 +344,9 @@ def _wgmma(i: Instruction) -> Callable[[Machine], None]:
                 left: Lanes = np.empty((len(whole), 4, 16, 16), np.float32)
                 for index, name in enumerate(several(a)):
                     words = np.ascontiguousarray(m.each(name, "b32")[whole])
-                    values = halves(words.view(np.uint16), brain).reshape(-1, 4, 8, 8)
                     down, right = index % 2 * 8, index // 2 * 8
-                    left[:, :, down : down + 8, right : right + 8] = values
+                    quarter = halves(words.view(np.uint16), brain).reshape(-1, 4, 8, 8)
+                    left[:, :, down : down + 8, right : right + 8] = quarter
                 left = left.reshape(-1, 64, 16)
             else:
                 left = halves(_operand(m, first[whole[:, 0]], programs, 64, bool(turned_a)), brain)
