@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,20 @@ def test_several_processes_make_the_same_pool(sources: Path, pool: Path, tmp_pat
     generate(sources, tmp_path, 4, seed=5, processes=2, settings=SMALL)
     ours, theirs = load_all(tmp_path), load_all(pool)
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs[: len(ours)], strict=True))
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_it_with_what_was_made_kept(sources: Path, pool: Path, tmp_path: Path) -> None:
+    def kill(have: int, _: int) -> None:
+        if have == 1:
+            multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(DiqpError, match="--processes"):
+        generate(sources, tmp_path, 200, seed=5, processes=2, settings=SMALL, progress=kill)
+    have = len(PoolDataset(tmp_path))
+    assert 1 <= have < 200
+    assert generate(sources, tmp_path, have + 1, seed=5, settings=SMALL) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(load_all(tmp_path), load_all(pool), strict=False))
 
 
 def test_other_seeds_make_other_items(sources: Path, pool: Path, tmp_path: Path) -> None:

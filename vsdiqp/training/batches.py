@@ -1,12 +1,11 @@
 """Pool samples -> tensors as the network takes them, with chroma treated as the filter's planes treat it."""
 
-import atexit
+import contextlib
 import itertools
 import math
-import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vsdiqp.allocation import keep_freed_memory
 from vsdiqp.errors import DiqpError
@@ -22,6 +20,7 @@ from vsdiqp.network import DiQP
 from vsdiqp.network.config import DiQPConfig
 from vsdiqp.network.lost import DAMAGE, DAMAGE_QPS
 from vsdiqp.training.dataset import DecodedItem, PoolDataset, Sample
+from vsdiqp.training.processes import ProcessDiedError, in_processes
 
 LUMA_WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 """Kr and Kb by H.273 matrix."""
@@ -209,21 +208,18 @@ class Batches:
         stop = threading.Event()
 
         def fetch() -> None:
-            # Not forks: what the threads of this process hold would be held for ever.
-            loader: DataLoader[Batch | Exception] = DataLoader(
-                _Made(self), batch_size=None, collate_fn=_as_it_is, num_workers=self.makers, pin_memory=self.pin,
-                multiprocessing_context="spawn",
-            )  # fmt: skip
+            made = in_processes(_Maker(self), itertools.repeat(None), self.makers, stop)
             try:
-                for made in loader:
-                    if not _put(ready, made, stop):
-                        return
-            except Exception as error:  # how it shows depends on what the process was doing when it died
-                reason = (str(error) or type(error).__name__).partition("\n")[0]
+                with contextlib.closing(made):
+                    for batch in made:
+                        _put(ready, batch.pin_memory() if self.pin else batch, stop)
+            except ProcessDiedError as error:
                 problem = DiqpError(
-                    f"a process that makes batches died ({reason}); if memory ran out, set makers or cache_gib lower"
+                    f"a process that makes batches died ({error}); if memory ran out, set makers or cache_gib lower"
                 )
                 _put(ready, problem, stop)
+            except Exception as error:
+                _put(ready, error, stop)
 
         def work(maker: int) -> None:
             if self.makers > 1:
@@ -260,47 +256,38 @@ class Batches:
             torch.set_num_threads(torch.get_num_threads())
 
 
-def _put(ready: "queue.Queue[Batch | Exception]", item: Batch | Exception, stop: threading.Event) -> bool:
-    """Wait until there is room, or for the end: whether there was room."""
+def _put(ready: "queue.Queue[Batch | Exception]", item: Batch | Exception, stop: threading.Event) -> None:
+    """Wait until there is room, or for the end."""
     while not stop.is_set():
         try:
-            ready.put(item, timeout=0.1)
+            return ready.put(item, timeout=0.1)
         except queue.Full:
             continue
-        return True
-    return False
 
 
-class _Made(IterableDataset[Batch | Exception]):
-    """Batches as a maker in a process of its own makes them, or what went wrong."""
+class _Maker:
+    """What makes batches in a process of its own."""
 
     def __init__(self, batches: Batches) -> None:
         self._dataset, self._config = batches.dataset, batches.network.config
         self._batch, self._refresh_every, self._makers = batches.batch, batches.refresh_every, batches.makers
         self._rngs = batches.rngs
 
-    def __iter__(self) -> Iterator[Batch | Exception]:
-        worker = get_worker_info()
-        assert worker is not None
-        # What torch's libraries tear down at the end of a process does not always end well. Nothing is lost: makers
-        # write no files, and what goes wrong in them is in the batches.
-        atexit.register(os._exit, 0)
+    def __call__(self, maker: int) -> Callable[[None], Batch]:
+        torch.set_num_threads(1)  # there are other makers for the other cores
         keep_freed_memory()
         self._dataset.cache_bytes //= self._makers
         batches = Batches(self._dataset, DiQP(self._config), self._batch, 0, self._refresh_every)
-        batches.rngs = [self._rngs[worker.id]]
-        batches.part, batches.parts = worker.id, self._makers
-        for made in itertools.count(1):
-            try:
-                yield batches.make()
-                if made * self._makers % self._refresh_every < self._makers:
-                    self._dataset.refresh()
-            except Exception as error:  # as it is: the loader would wrap it in a text of its own
-                yield error
+        batches.rngs = [self._rngs[maker]]
+        batches.part, batches.parts = maker, self._makers
+        made = itertools.count(1)
 
+        def make(_: None) -> Batch:
+            if next(made) * self._makers % self._refresh_every < self._makers:
+                self._dataset.refresh()
+            return batches.make()
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+        return make
 
 
 def typical_error(qp: float, codec: str) -> float:

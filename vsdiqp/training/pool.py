@@ -5,12 +5,11 @@ that the line gives. Streams are written before their line, so a reader never me
 costs at most the item in work. Item k of seed s is the same wherever it is made.
 """
 
+import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from vsdiqp.training.degrade import (
     encode,
     encode_lossless,
 )
+from vsdiqp.training.processes import ProcessDiedError, in_processes
 from vsdiqp.training.sources import Library, Source, find_sources
 
 INDEX = "index.jsonl"
@@ -172,7 +172,7 @@ class PoolWriter:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    @contextmanager
+    @contextlib.contextmanager
     def open(self) -> Iterator["PoolWriter"]:
         """Hold the folder for writing. Raises DiqpError when another process does."""
         with open(self._folder / ".lock", "w") as lock:
@@ -290,16 +290,26 @@ def generate(
 
 
 def _items(indices: range, folder: Path, seed: int, processes: int, settings: PoolSettings) -> Iterator[Item]:
+    begin = _Maker(folder, seed, settings)
     if processes <= 1:
-        _start(folder, seed, settings)
-        yield from map(_work, indices)
+        make = begin(0)
+        yield from (item for _, item in map(make, indices))
         return
-    import torch  # noqa: F401 - a worker that cannot import it is replaced for ever: fail here instead
-
-    # "spawn" rather than "fork": torch and the encoders hold threads that a fork would leave behind.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _start, (folder, seed, settings)) as workers:
-        yield from workers.imap(_work, indices, chunksize=1)
+    made: dict[int, Item] = {}
+    behind = indices.start
+    found = in_processes(begin, indices, processes)
+    try:
+        with contextlib.closing(found):
+            for index, item in found:
+                made[index] = item
+                while behind in made:
+                    yield made.pop(behind)
+                    behind += 1
+    except ProcessDiedError as error:
+        raise DiqpError(
+            f"a process that makes items died ({error}); the same command goes on behind the items that are there. If "
+            "memory ran out, let fewer processes make them (--processes)"
+        ) from None
 
 
 PLAIN_QPS: Mapping[str, Sequence[float]] = {"hevc": (27, 32, 37, 42), "av1": (102, 153, 204, 255)}
@@ -358,18 +368,17 @@ def _random_crop(clip: Clip, settings: PoolSettings, rng: np.random.Generator) -
     return top, left, Clip(y, c, clip.bits)
 
 
-_worker: tuple[list[Source], Library, int, PoolSettings] | None = None
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """What makes items, in a process of its own or in this one."""
 
+    folder: Path
+    seed: int
+    settings: PoolSettings
 
-def _start(folder: Path, seed: int, settings: PoolSettings) -> None:
-    import torch
+    def __call__(self, _: int) -> Callable[[int], tuple[int, Item]]:
+        import torch
 
-    torch.set_num_threads(1)
-    global _worker
-    _worker = (find_sources(folder), Library(), seed, settings)
-
-
-def _work(index: int) -> Item:
-    assert _worker is not None
-    sources, library, seed, settings = _worker
-    return make_item(index, seed, sources, library, settings)
+        torch.set_num_threads(1)
+        sources, library = find_sources(self.folder), Library()
+        return lambda index: (index, make_item(index, self.seed, sources, library, self.settings))
