@@ -45,6 +45,7 @@ class HostDevice:
         self.torch, self.name, self.free = torch.device("cpu"), name, free
         self.launched: list[str] = []
         self.locked: list[HostPageLocked] = []
+        self.trimmed = 0
 
     def page_locked(self, nbytes: int) -> HostPageLocked:
         self.locked.append(HostPageLocked(nbytes))
@@ -70,6 +71,9 @@ class HostDevice:
                 run(ctypes.c_void_p(launch.record.ctypes.data), *launch.grid, 1)
 
         return launch
+
+    def trim(self) -> None:
+        self.trimmed += 1
 
     def free_memory(self) -> int:
         return self.free

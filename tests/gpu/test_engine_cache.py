@@ -1,8 +1,10 @@
 """Engines are kept whole or not at all, and belong to exactly one key. A stand-in takes TensorRT's place."""
 
+import errno
 import json
 import logging
 import multiprocessing
+import os
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from vsdiqp.backends.engine_cache import EngineCache, EngineKey
 from vsdiqp.cli import main
+from vsdiqp.errors import BackendError
 
 KEY = EngineKey(
     model="lite",
@@ -105,6 +108,94 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path):
         cache.get(KEY, fail)
     assert cache.entries() == [] and not list(tmp_path.glob("*.partial"))
     assert cache.get(KEY, Builder()) == Builder().engine
+
+
+def test_that_nothing_could_be_built_is_found_out_once(tmp_path: Path):
+    """It takes minutes, and whoever opens a script would wait for them each time."""
+    tried = []
+
+    def refuse() -> bytes:
+        tried.append(1)
+        raise BackendError("no such converter")
+
+    cache = EngineCache(tmp_path)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="no such converter"):
+            EngineCache(tmp_path).get(KEY, refuse)
+    assert len(tried) == 1 and not cache.has(KEY)
+    assert [entry.refused for entry in cache.entries()] == ["no such converter"]
+    with pytest.raises(BackendError, match="vsdiqp engine clear"):
+        cache.get(KEY, refuse)
+    assert cache.get(replace(KEY, driver="13010"), Builder()) == Builder().engine, "another driver may do better"
+    with pytest.raises(BackendError):
+        cache.get(KEY, refuse)
+    assert cache.get(KEY, Builder(), again=True) == cache.get(KEY, refuse) == Builder().engine
+
+
+def test_that_memory_ran_out_is_not_kept(tmp_path: Path):
+    def fail() -> bytes:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        EngineCache(tmp_path).get(KEY, fail)
+    assert EngineCache(tmp_path).entries() == []
+
+
+def test_networks_of_one_name_do_not_cost_each_other_their_engines(tmp_path: Path):
+    cache, build = EngineCache(tmp_path), Builder()
+    for key in (KEY, replace(KEY, weights="c" * 64)) * 2:
+        cache.get(key, build)
+    assert build.built == 2
+
+
+def test_a_folder_that_can_t_be_is_no_obstacle(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "file").write_text("")
+    build = Builder()
+    with caplog.at_level(logging.WARNING, "vsdiqp"):
+        assert EngineCache(tmp_path / "file" / "engines").get(KEY, build) == build.engine
+    assert len(caplog.records) == 1 and "can't be kept" in caplog.text
+
+
+def test_a_full_disk_costs_the_next_start_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache, old, build = EngineCache(tmp_path), replace(KEY, driver="12000"), Builder()
+    cache.get(old, build)
+    with monkeypatch.context() as patch:
+        patch.setattr("vsdiqp.backends.engine_cache.os.fsync", full)
+        assert cache.get(KEY, build) == build.engine
+    assert "No space left" in caplog.text
+    assert cache.has(old) and not cache.has(KEY) and not list(tmp_path.glob("*.partial"))
+
+
+def test_an_engine_that_is_there_needs_no_folder_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = EngineCache(tmp_path)
+    cache.get(KEY, Builder())
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("vsdiqp.backends.engine_cache._lock", read_only)
+    build = Builder()
+    assert cache.get(KEY, build) == Builder().engine and build.built == 0
+
+
+def test_clearing_leaves_what_is_being_built_alone(tmp_path: Path):
+    cache = EngineCache(tmp_path)
+
+    def build() -> bytes:
+        (tmp_path / "new.partial").write_bytes(b"half of one that another process is at")
+        (tmp_path / "old.partial").write_bytes(b"half of one whose process was killed")
+        os.utime(tmp_path / "old.partial", (0, 0))
+        cache.clear()
+        return b"engine"
+
+    assert cache.get(KEY, build) == b"engine" and cache.has(KEY)
+    assert [path.name for path in tmp_path.glob("*.partial")] == ["new.partial"]
+    assert list(tmp_path.glob("*.lock")), "the next builder waits for it still"
 
 
 def _build_in_process(folder: str, log: str) -> None:

@@ -1,6 +1,8 @@
 """The GPU backend's whole way of a run, on a CPU that stands in for the GPU, against the CPU backend."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -264,15 +266,29 @@ def test_a_failed_run_leaves_the_backend_usable():
     assert (good.targets[0][0] != 0).any()
 
 
-def test_too_little_memory_takes_smaller_batches_then_smaller_tiles():
+RAN_OUT = [
+    torch.OutOfMemoryError("stand-in"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cudaErrorMemoryAllocation: out of memory"),
+    RuntimeError("Unable to create TensorRT execution context"),
+]
+"""As torch, the driver, Triton, cuBLAS, CuPy and torch-tensorrt say it."""
+
+
+@pytest.mark.parametrize("error", RAN_OUT, ids=str)
+def test_too_little_memory_takes_smaller_batches_then_smaller_tiles(error: Exception):
     seen: list[tuple[int, int]] = []
 
     def build(device, size: Size):
         seen.append((size.batch, size.plan.columns.side * size.plan.rows.side))
         if size.batch > 1 or size.plan.columns.side * size.plan.rows.side > 32 * 16:
-            raise torch.OutOfMemoryError("stand-in")
+            raise error
 
-    backend = open_on([HostDevice()], task(batch=4), build)
+    device = HostDevice()
+    backend = open_on([device], task(batch=4), build)
+    assert device.trimmed >= 2, "what was in vain is given back first"
     assert seen == [(3, 1024), (1, 1024), (1, 512)]
     assert "batches of 1" in backend.describe()
     restored = run()
@@ -286,6 +302,49 @@ def test_memory_that_holds_nothing_is_an_error_that_says_what_to_set():
 
     with pytest.raises(DiqpError, match=r"device=|backend='cpu'"):
         open_on([HostDevice()], task(batch=2), build)
+
+
+def test_other_errors_are_not_taken_for_a_want_of_memory():
+    def build(device, size):
+        raise RuntimeError("out of resource: shared memory, Required: 300000, Hardware limit: 232448")
+
+    with pytest.raises(RuntimeError, match="out of resource"):
+        open_on([HostDevice()], task(batch=4), build)
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_nothing_of_a_slot_outlives_it(record: bool):
+    """Not even until the collector comes, which knows nothing of a GPU's memory; closed, or too large for it."""
+    made: list[weakref.ref] = []
+
+    class Large:
+        """Has no room for what its fourth run needs: in the second slot, with the first one ready."""
+
+        def __init__(self, network, batch: int):
+            self.network, self.batch, self.runs, self.frame_guides = network, batch, 0, network.frame_guides
+
+        def predict(self, *arguments):
+            self.runs += 1
+            if self.batch > 1 and self.runs == 4:
+                raise torch.OutOfMemoryError("stand-in")
+            return self.network.predict(*arguments)
+
+    def predictor(copied, device, size):
+        assert all(earlier() is None for earlier in made), "what did not fit is gone before less is tried"
+        large = Large(cuda.make_network(copied, "eager", torch.float32, device.torch), size.batch)
+        made.append(weakref.ref(large))
+        return large
+
+    gc.collect()
+    gc.disable()
+    try:
+        backend = GpuBackend(task(batch=3), [HostDevice()], "fp32", "test", predictor, record=record)
+        assert len(made) == 2
+        backend.close()
+        del backend
+        assert made[-1]() is None
+    finally:
+        gc.enable()
 
 
 def test_memory_that_runs_out_later_is_an_error_that_says_what_to_set():

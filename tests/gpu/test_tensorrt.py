@@ -1,9 +1,11 @@
 """The TensorRT backend without TensorRT: what is exported, and engines that a stand-in builds and runs."""
 
 import io
+import itertools
 import json
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from networks import LITE_LIKE
 from stand_in_device import HostDevice
 from test_gpu_backend import RELEASED_LIKE, beside_run, beside_task, network, run, task
 
+from vsdiqp import tiles
 from vsdiqp.backends import cuda, tensorrt, unavailable
 from vsdiqp.backends.cuda import GpuBackend
 from vsdiqp.backends.engine_cache import EngineCache
@@ -123,16 +126,160 @@ def test_an_engine_restores_what_the_network_restores(the_task, the_run, largest
             np.testing.assert_array_equal(y, z)
 
 
-def test_an_engine_that_answers_wrongly_is_not_kept(tmp_path: Path):
-    class Wrong(Stand):
-        def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., torch.Tensor]:
-            right = super().load(engine, names, device)
-            return lambda *inputs: right(*inputs).roll(1, -1)
+class Wrong(Stand):
+    """Its engines answer something else."""
 
-    for stand in (Wrong(), Wrong()):
-        with pytest.raises(BackendError, match="answers wrongly"):
-            tensorrt.engine_network(network(), HostDevice(), (32, 32), 1, "fp32", stand, EngineCache(tmp_path))
-        assert stand.builds == [1], "there was none in the cache"
+    def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., torch.Tensor]:
+        right = super().load(engine, names, device)
+        return lambda *inputs: right(*inputs).roll(1, -1)
+
+
+class Unbuildable(Stand):
+    def build(self, program: torch.export.ExportedProgram, inputs: Sequence[torch.Tensor], batch: int) -> bytes:
+        self.builds.append(batch)
+        raise KeyError("aten.unheard_of")
+
+
+class Unloadable(Stand):
+    """Its engines can't be loaded, but for ``after`` of them."""
+
+    def __init__(self, after: int = 1000) -> None:
+        super().__init__()
+        self.after = after
+
+    def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., torch.Tensor]:
+        right = super().load(engine, names, device)
+        if self.loads <= self.after:
+            raise RuntimeError("Unable to deserialize the TensorRT engine")
+        return right
+
+
+def opened(stand: Stand, folder: Path, the_task=None) -> GpuBackend:
+    return tensorrt.open_with(the_task or task(), [HostDevice()], stand, EngineCache(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(Wrong, "answers wrongly"), (Unbuildable, "unheard_of"), (Unloadable, "deserialize")],
+    ids=["wrong", "not built", "not loaded"],
+)
+def test_what_is_of_no_use_leaves_the_gpu_to_others_and_is_not_built_again(kind, said: str, tmp_path: Path):
+    for builds in ([4], []):
+        stand = kind()
+        with pytest.raises(BackendError, match=said):
+            opened(stand, tmp_path)
+        assert stand.builds == builds
+
+
+def test_what_can_t_be_exported_leaves_the_gpu_to_others(tmp_path: Path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("could not extract specialized integer")
+
+    monkeypatch.setattr(tensorrt, "export", fail)
+    with pytest.raises(BackendError, match="can't be exported"):
+        opened(Stand(), tmp_path)
+
+
+def test_an_engine_in_the_cache_that_can_t_be_loaded_is_built_again(tmp_path: Path):
+    opened(Stand(), tmp_path)
+    stand = Unloadable(after=1)
+    restored = run()
+    opened(stand, tmp_path).restore(restored)
+    assert stand.builds == [4] and (restored.targets[0][0] != restored.frames[0][0]).any()
+    later = Stand()
+    opened(later, tmp_path)
+    assert later.builds == []
+
+
+def test_one_engine_built_ahead_serves_clips_of_many_and_of_few_tiles(tmp_path: Path):
+    stand = Stand()
+    tensorrt.engine_network(
+        network(), HostDevice(), (32, 32), tensorrt.DEFAULT_BATCH, "fp32", stand, EngineCache(tmp_path)
+    )
+    few = tiles.plan(32, 48, (32, 32), 8, 16, 8)
+    assert few.count < tensorrt.DEFAULT_BATCH < task().plan.count
+    for the_task in (task(), task(plan=few, clip=replace(task().clip, width=32, height=48))):
+        opened(stand, tmp_path, the_task)
+    assert stand.builds == [tensorrt.DEFAULT_BATCH]
+
+
+def test_an_engine_without_room_gives_way_to_a_smaller_one(tmp_path: Path):
+    class Large(Stand):
+        def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., torch.Tensor]:
+            right, largest = super().load(engine, names, device), self.builds[-1]
+
+            def call(*inputs: torch.Tensor) -> torch.Tensor:
+                if largest > 2:
+                    raise RuntimeError("Unable to (re)create TensorRT execution context")
+                return right(*inputs)
+
+            return call
+
+    stand = Large()
+    assert "batches of 1" in opened(stand, tmp_path).describe()
+    assert stand.builds == [4, 1]
+
+
+class Streams:
+    """torch.cuda's streams, by what each knows to have been done before whatever it does next."""
+
+    class Stream:
+        def __init__(self, device: object = None) -> None:
+            self.done: set[int] = set()
+
+        def wait_stream(self, other: "Streams.Stream") -> None:
+            self.done |= other.done
+
+    def __init__(self) -> None:
+        self.current = self.Stream()
+
+    def current_stream(self, device: object = None) -> "Streams.Stream":
+        return self.current
+
+    @contextmanager
+    def stream(self, stream: "Streams.Stream") -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+
+def test_runs_of_one_engine_follow_each_other_whoever_asks(monkeypatch):
+    """An engine computes in one place: two runs at once, on streams of their own, would be wrong in both."""
+    streams, runs, recorded = Streams(), itertools.count(), []
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(streams, name))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: recorded.append(stream))
+
+    def engine(value: torch.Tensor) -> torch.Tensor:
+        number = next(runs)
+        assert streams.current.done >= set(range(number)), "all earlier runs are over when this one begins"
+        assert streams.current.done >= {int(value)}, "what it reads is there"
+        streams.current.done.add(number)
+        return torch.tensor(number)
+
+    one = tensorrt.OneStream(engine, torch.device("cpu"))
+    slots = [streams.Stream(), streams.Stream()]
+    for step in range(6):
+        slot = slots[step % 2]
+        slot.done.add(100 + step)
+        with streams.stream(slot):
+            number = int(one(torch.tensor(100 + step)))
+            assert number in slot.done, "who asked goes on behind it"
+    assert recorded == slots * 3
+
+
+def test_each_torch_tensorrt_is_told_what_it_knows(tmp_path: Path):
+    """2.11 knows of attention that looks back only, and takes every bias for that if it isn't told."""
+    common = ("self", "disable_tf32", "timing_cache_path", "attn_bias_is_causal", "workspace_size")
+    newest = tensorrt.build_options(common, tmp_path)
+    oldest = tensorrt.build_options((*common, "use_explicit_typing"), tmp_path)
+    assert newest == {
+        "disable_tf32": True,
+        "attn_bias_is_causal": False,
+        "timing_cache_path": str(tmp_path / "timing.cache"),
+    }
+    assert oldest == {**newest, "use_explicit_typing": True}
+    assert tensorrt.build_options((), tmp_path) == {}
 
 
 def test_weights_and_configuration_are_part_of_the_key():

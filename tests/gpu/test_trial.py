@@ -9,6 +9,7 @@ import torch
 from stand_in_device import HostDevice
 from test_gpu_backend import alike, beside_run, beside_task, run, task
 
+from vsdiqp import tiles
 from vsdiqp.backends import cuda, trial
 from vsdiqp.backends.base import Network, Predictor
 from vsdiqp.backends.cpu import TorchBackend
@@ -16,6 +17,7 @@ from vsdiqp.errors import BackendError
 from vsdiqp.network import DiQP, load_checkpoint
 
 CPU = torch.device("cpu")
+TILE = (192, 128)
 
 
 def rounded(network: DiQP, dtype: torch.dtype) -> DiQP:
@@ -28,19 +30,19 @@ def rounded(network: DiQP, dtype: torch.dtype) -> DiQP:
 @pytest.mark.parametrize("model", ["lite", "base"])
 def test_rounding_is_no_objection(model: str, dtype: torch.dtype):
     network = load_checkpoint(model)
-    assert trial.objection(network, rounded(network, dtype), CPU, dtype) is None
+    assert trial.objection(network, rounded(network, dtype), CPU, dtype, TILE) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_guides_are_tried_too(dtype: torch.dtype):
     network = task().network
-    assert trial.objection(network, rounded(network, dtype), CPU, dtype) is None
+    assert trial.objection(network, rounded(network, dtype), CPU, dtype, TILE) is None
     wrong = copy.deepcopy(network)
     with torch.no_grad():
         for name, weight in wrong.named_parameters():
             if name.startswith("look_around") and weight.dim() > 1:
                 weight.neg_()
-    assert trial.objection(network, wrong, CPU, torch.float32) is not None
+    assert trial.objection(network, wrong, CPU, torch.float32, TILE) is not None
 
 
 class Spoilt:
@@ -65,6 +67,8 @@ WRONG = {
     "one window": one_window,
     "frames in another order": lambda x: x.flip(2),
     "moved by a pixel": lambda x: x.roll(1, -1),
+    "the second of two": lambda x: torch.cat([x[:1], x[1:].flip(2)]),
+    "one alone": lambda x: x.flip(2) if len(x) == 1 else x,
 }
 
 
@@ -72,8 +76,22 @@ WRONG = {
 @pytest.mark.parametrize("spoil", WRONG.values(), ids=WRONG)
 def test_wrong_answers_are_seen(spoil: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype):
     network = load_checkpoint("lite")
-    found = trial.objection(network, Spoilt(network, spoil), CPU, dtype)
+    found = trial.objection(network, Spoilt(network, spoil), CPU, dtype, TILE)
     assert found is not None and "RMS" in found
+
+
+@pytest.mark.parametrize("model", ["lite", "base"])
+@pytest.mark.parametrize("side", [64, 128, 256, 448, 512, 576, 704])
+def test_the_tile_that_is_tried_is_a_small_one_of_the_same_kind(side: int, model: str):
+    """Of what Triton compiles apart: numbers that are multiples of 16, and those that are not, at every level."""
+    config = load_checkpoint(model).config
+    plan = tiles.plan(1920, 1080, (side, 512), 0, config.multiple, config.align)
+    found = trial.tile_like(plan, config)
+    for tried, wanted in zip(found, (side, 512), strict=True):
+        assert tried <= wanted and tried < 384 and tried >= min(wanted, trial.SIDE) and tried % config.multiple == 0
+        for level in range(config.levels + 1):
+            scale = config.stem_scale * 2**level
+            assert (tried // scale % 16 == 0) == (wanted // scale % 16 == 0)
 
 
 @pytest.fixture

@@ -83,22 +83,27 @@ def _open_form(task: Task, devices: list[Device], precision: str, form: str) -> 
     try:
         if form == "fused":
             for device in devices:
-                _try(task.network, predictor, device, precision)
+                _try(task, predictor, device, precision)
         return GpuBackend(task, devices, precision, form, predictor, record=True)
-    except (DiqpError, torch.OutOfMemoryError, _Unusable):
+    except (DiqpError, _Unusable):
         raise
     except Exception as error:  # compilers fail in many ways
         raise _Unusable(f"{type(error).__name__}: {str(error).strip()[:500]}") from error
 
 
-def _try(network: Network, make: Callable[[Network, Device], Predictor], device: Device, precision: str) -> None:
+def _try(task: Task, make: Callable[[Network, Device], Predictor], device: Device, precision: str) -> None:
     """Raises _Unusable with what `trial` objects to."""
-    half = half_tiles(network, precision)
+    network = task.network
+    half, tile = half_tiles(network, precision), trial.tile_like(task.plan, network.config)
     try:
         made = make(copy.deepcopy(network), device)
-        found = trial.objection(network, made, device.torch, DTYPES[precision], half_tiles=half)
-    except torch.OutOfMemoryError:
+        found = trial.objection(network, made, device.torch, DTYPES[precision], tile, half_tiles=half)
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
         return  # the backend will find what fits, or say that nothing does
+    finally:
+        device.trim()
     if found:
         raise _Unusable(f"{device.name}: {found}; please report this with what 'vsdiqp info' prints")
 
@@ -135,9 +140,7 @@ def make_network(network: Network, form: str, dtype: torch.dtype, device: torch.
     """Put a network (fp32, on the CPU) on a device in one of `FORMS`."""
     from vsdiqp.network import DiQP
 
-    if dtype == torch.float32:
-        # fp32 is for checks: no shortened mantissas in convolutions either.
-        torch.backends.cudnn.allow_tf32 = False
+    set_exactness(dtype)
     if form == "fused" and isinstance(network, DiQP):
         from vsdiqp.backends.fused import fuse
 
@@ -147,6 +150,12 @@ def make_network(network: Network, form: str, dtype: torch.dtype, device: torch.
     if form == "compile":
         return CompiledNetwork(plain)
     return cast(Predictor, plain)
+
+
+def set_exactness(dtype: torch.dtype) -> None:
+    """fp32 is for checks: no shortened mantissas in torch's convolutions either."""
+    if dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 class CompiledNetwork:
@@ -166,13 +175,22 @@ class GpuBackend:
     """
 
     def __init__(
-        self, task: Task, devices: Sequence[Device], precision: str, form: str, predictor: MakePredictor, record: bool
+        self,
+        task: Task,
+        devices: Sequence[Device],
+        precision: str,
+        form: str,
+        predictor: MakePredictor,
+        record: bool,
+        batch: int | None = None,
     ) -> None:
+        """``record``: the network's work may be recorded; ``batch``: where the task has none, instead of measuring."""
         self._task, self._devices, self._precision, self._form = task, list(devices), precision, form
         self._predictor, self._record = predictor, record
         self._half_tiles = form == "fused" and half_tiles(task.network, precision)
-        first = Size(task.plan, memory.even(task.plan.count, task.batch) if task.batch else self._fitting_batch())
-        self._slots, self._size = memory.climb_down(task, first, self._open)
+        batch = task.batch or batch
+        first = Size(task.plan, memory.even(task.plan.count, batch) if batch else self._fitting_batch())
+        self._slots, self._size = memory.climb_down(task, first, self._open, self._trim)
         if self._size != first:
             _log.warning(
                 "too little GPU memory for tiles of %dx%d in batches of %d: taking %dx%d in batches of %d",
@@ -189,7 +207,9 @@ class GpuBackend:
         slot = self._free.get()
         try:
             slot.restore(run)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if isinstance(error, DiqpError) or not memory.ran_out(error):
+                raise
             raise DiqpError(
                 "the GPU ran out of memory, which other programs may have taken since the script was opened; "
                 f"set batch= below {self._size.batch} or tile= below "
@@ -211,7 +231,12 @@ class GpuBackend:
         """See `Backend.close`."""
         slots, self._slots = self._slots, []
         for slot in slots:
+            self._free.get()
             slot.close()
+
+    def _trim(self) -> None:
+        for device in self._devices:
+            device.trim()
 
     def _open(self, size: Size, devices: Sequence[Device] | None = None, slots: int = SLOTS) -> list[Slot]:
         """Slots on every GPU, alternating between them; gives everything back if one doesn't fit."""
@@ -247,9 +272,11 @@ class GpuBackend:
             free //= 2  # the first pass opens a backend of its own after this one
         try:
             probe = self._open(Size(self._task.plan, 1), [least], 1)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if isinstance(error, DiqpError) or not memory.ran_out(error):
+                raise
             return 1
-        taken, fixed = used(), probe[0].fixed_bytes
+        taken, fixed, shared = used(), probe[0].fixed_bytes, probe[0].shared_bytes
         for slot in probe:
             slot.close()
-        return memory.batch_for(free, fixed, taken - fixed, SLOTS, self._task.plan.count)
+        return memory.batch_for(free - shared, fixed, taken - fixed - shared, SLOTS, self._task.plan.count)

@@ -5,7 +5,7 @@ Everything that touches CuPy or CUDA is here; nothing else of the package import
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vsdiqp.clip import ClipFormat
+from vsdiqp.errors import BackendError
 from vsdiqp.kernels import layouts, program, sources
 from vsdiqp.kernels.program import Launch
 
@@ -64,6 +65,10 @@ class Device(Protocol):
         """Compile the CUDA C for a clip; the result queues a kernel on the stream in use."""
         ...
 
+    def trim(self) -> None:
+        """Give back what is kept for later: what one stream has no use for just now, others may."""
+        ...
+
     def free_memory(self) -> int:
         """Bytes that may be allocated now."""
         ...
@@ -83,7 +88,7 @@ class CudaDevice:
 
     def page_locked(self, nbytes: int) -> "CudaPageLocked":
         """See `Device.page_locked`."""
-        return CudaPageLocked(nbytes)
+        return CudaPageLocked(nbytes, self.index)
 
     def stream(self) -> "CudaStream":
         """See `Device.stream`."""
@@ -101,10 +106,15 @@ class CudaDevice:
 
         return launch
 
+    def trim(self) -> None:
+        """See `Device.trim`."""
+        with suppress(Exception):  # after an illegal access this fails, too; the error that counts is the first
+            torch.cuda.empty_cache()
+
     def free_memory(self) -> int:
-        """See `Device.free_memory`: what the driver has, and what torch keeps in reserve."""
-        free: int = torch.cuda.mem_get_info(self.torch)[0]
-        return free + torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch)
+        """See `Device.free_memory`: what the driver has. Not what torch has reserved beyond: graphs hold that."""
+        self.trim()
+        return int(torch.cuda.mem_get_info(self.torch)[0])
 
     def watch_memory(self) -> Callable[[], int]:
         """See `Device.watch_memory`."""
@@ -113,11 +123,22 @@ class CudaDevice:
         return lambda: int(torch.cuda.max_memory_allocated(self.torch) - before)
 
 
+@contextmanager
+def _current(index: int) -> Iterator[None]:
+    """Makes a GPU this thread's current one. Going back is torch's part: CuPy's would take hold of a GPU 0 that nobody
+    asked for."""
+    import cupy
+
+    with torch.cuda.device(index):
+        cupy.cuda.Device(index).use()  # torch would leave it at that if it were the current one in name only
+        yield
+
+
 def _compiled(index: int, source: str, names: Iterable[str], options: tuple[str, ...]) -> dict[str, Any]:
     """A source's kernels for a GPU, as CuPy calls them."""
     import cupy
 
-    with cupy.cuda.Device(index):
+    with _current(index):
         module = cupy.RawModule(code=sources.text(source), options=options)
         return {name: module.get_function(name) for name in names}
 
@@ -141,6 +162,11 @@ def network_kernel(
     return launch
 
 
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a GPU the current one for a block; nothing for other devices."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 @cache
 def describes(device: torch.device) -> bool:
     """Whether Triton kernels are given tensor descriptors: on Hopper, where that was measured to be faster."""
@@ -160,11 +186,19 @@ class CudaPageLocked:
     that it is page-locked: the driver does, and a copy that must not block is the driver's asynchronous one.
     """
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, index: int) -> None:
         from cupy.cuda import runtime
 
         self._runtime = runtime
-        self._address = int(runtime.hostAlloc(nbytes, runtime.hostAllocPortable))
+        self._address = 0
+        try:
+            with _current(index):
+                self._address = int(runtime.hostAlloc(nbytes, runtime.hostAllocPortable))
+        except runtime.CUDARuntimeError as error:
+            raise BackendError(
+                f"{nbytes / 2**20:.0f} MiB of page-locked memory can't be had ({error}); close programs that hold much "
+                "of the machine's memory, or use backend='cpu'"
+            ) from error
         self.array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self._address))
 
     def free(self) -> None:
@@ -181,7 +215,7 @@ class CudaStream:
         import cupy
 
         self._device = device
-        with cupy.cuda.Device(device.index):
+        with _current(device.index):
             self._cupy = cupy.cuda.Stream(non_blocking=True)
         self._torch: Any = torch.cuda.ExternalStream(self._cupy.ptr, device=device.torch)  # type: ignore[no-untyped-call]
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -189,14 +223,7 @@ class CudaStream:
     @contextmanager
     def use(self) -> Iterator[None]:
         """See `Stream.use`."""
-        import cupy
-
-        with (
-            cupy.cuda.Device(self._device.index),
-            self._cupy,
-            torch.cuda.device(self._device.torch),
-            torch.cuda.stream(self._torch),
-        ):
+        with _current(self._device.index), self._cupy, torch.cuda.stream(self._torch):
             yield
 
     def wait(self) -> None:
@@ -210,7 +237,10 @@ class CudaStream:
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             work()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(Exception):  # it fails where work has; what counts is why
+                graph.capture_end()
+            raise
+        graph.capture_end()
         replay: Any = graph.replay
         return lambda: replay()

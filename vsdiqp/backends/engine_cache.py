@@ -2,7 +2,9 @@
 
 An engine file is a line of JSON (the key, the payload's length and SHA-256) and the payload. It is written under a
 temporary name and renamed; builders of one engine in several processes wait for each other; one that is damaged, or was
-made for another version of anything, is built again with one line in the log.
+made for another version of anything, is built again with one line in the log. Where no engine can be built the file
+says why instead: to find that out takes minutes, too. A folder that can't be written to costs a line in the log, not
+the engine.
 """
 
 import contextlib
@@ -11,17 +13,23 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from vsdiqp.codecs.cache import cache_folder
+from vsdiqp.errors import BackendError
 
 _log = logging.getLogger("vsdiqp")
 
-FORMAT: Final = "vsdiqp-engine-1"
+FORMAT: Final = "vsdiqp-engine-2"
 SUFFIX: Final = ".engine"
+_LONGEST_REASON: Final = 2000
+"""Characters; the line with it is read up to 64 KiB."""
+_LEFT_BEHIND: Final = 600
+"""Seconds after which a file is no longer being written: engines take far less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,8 @@ class EngineKey:
 
     @property
     def place(self) -> str:
-        """What the user asked for, on which GPU: engines of one place replace each other when versions change."""
+        """What the user asked for, on which GPU: of one network, engines of one place replace each other when versions
+        change."""
         words = (self.model, f"{self.tile[0]}x{self.tile[1]}", f"b{self.batch}", self.precision, self.gpu)
         return "-".join("".join(c if c.isalnum() or c == "." else "_" for c in word) for word in words)
 
@@ -64,11 +73,12 @@ class EngineKey:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An engine file; ``key`` None when it is damaged."""
+    """An engine file; ``key`` None when it is damaged, ``refused`` why there is no engine where none could be built."""
 
     path: Path
     key: EngineKey | None
     size: int
+    refused: str = ""
 
 
 def engine_folder() -> Path:
@@ -86,32 +96,69 @@ class EngineCache:
         """The file of a key."""
         return self.folder / f"{key.place}-{key.digest()[:16]}{SUFFIX}"
 
-    def get(self, key: EngineKey, build: Callable[[], bytes]) -> bytes:
-        """The engine of a key, built if there is none that can be used. Raises what ``build`` raises, or OSError."""
+    def get(self, key: EngineKey, build: Callable[[], bytes], again: bool = False) -> bytes:
+        """The engine of a key, built if there is none that can be used; ``again``: even if that was in vain before.
+
+        Raises what ``build`` raises. That it raised BackendError is kept, and raised the next time without building.
+        """
         path = self.path(key)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _lock(self.folder / f"{key.place}.lock"):
+        with self._lock(key):
             reason = "is not there yet"
             if path.exists():
                 found = _read(path)
-                if isinstance(found, tuple) and found[0] == key:
-                    return found[1]
-                reason = found if isinstance(found, str) else "belongs to something else"
-            stale = [entry for entry in self.entries() if entry.path != path and _same_place(entry, key)]
+                if isinstance(found, _Content) and found.key == key:
+                    if not found.refused:
+                        return found.payload
+                    if not again:
+                        raise BackendError(
+                            f"{found.refused} (found out earlier; 'vsdiqp engine clear' has it tried again)"
+                        )
+                    reason = "could not be built"
+                else:
+                    reason = found if isinstance(found, str) else "belongs to something else"
+            stale = [entry for entry in self.entries() if entry.path != path and _replaced(entry, key)]
             for entry in stale:
                 changed = ", ".join(key.differences(entry.key)) if entry.key else "it is damaged"
                 reason = f"is stale ({changed})"
             _log.info("engine %s %s: building it", path.name, reason)
-            payload = build()
-            _write(path, key, payload)
-            for entry in stale:
-                entry.path.unlink(missing_ok=True)
+            try:
+                payload = build()
+            except BackendError as error:
+                self._keep(path, key, b"", str(error))
+                raise
+            if self._keep(path, key, payload):
+                for entry in stale:
+                    entry.path.unlink(missing_ok=True)
             return payload
+
+    def drop(self, key: EngineKey) -> None:
+        """Remove the engine of a key, which turned out to be of no use."""
+        with contextlib.suppress(OSError):
+            self.path(key).unlink(missing_ok=True)
+
+    def _keep(self, path: Path, key: EngineKey, payload: bytes, refused: str = "") -> bool:
+        try:
+            _write(path, key, payload, refused)
+        except OSError as error:
+            _log.warning("the engine can't be kept, and will be built again the next time: %s", error)
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _lock(self, key: EngineKey) -> Iterator[None]:
+        """Hold a key's lock. Where there can be none two processes may build the same engine, which only takes time."""
+        with contextlib.ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(_lock(self.folder / f"{key.place}.lock"))
+            except OSError as error:
+                _log.debug("no lock on engines: %s", error)
+            yield
 
     def has(self, key: EngineKey) -> bool:
         """Whether a whole engine of this key is there."""
         found = _read(self.path(key))
-        return isinstance(found, tuple) and found[0] == key
+        return isinstance(found, _Content) and found.key == key and not found.refused
 
     def entries(self) -> list[Entry]:
         """All engines, by name."""
@@ -119,23 +166,30 @@ class EngineCache:
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             read = _read(path)
             size = path.stat().st_size if path.exists() else 0
-            found.append(Entry(path, None if isinstance(read, str) else read[0], size))
+            found.append(
+                Entry(path, None, size) if isinstance(read, str) else Entry(path, read.key, size, read.refused)
+            )
         return found
 
     def clear(self) -> tuple[int, int]:
-        """Remove all engines; returns how many, and their bytes."""
+        """Remove all engines; returns how many, and their bytes. Those that are being built stay."""
         entries = self.entries()
         for entry in entries:
             entry.path.unlink(missing_ok=True)
-        for leftover in (*self.folder.glob("*.lock"), *self.folder.glob("*.partial")):
-            leftover.unlink(missing_ok=True)
+        # Locks stay: who removes one that is held lets the next builder in beside the one at work.
+        for leftover in self.folder.glob("*.partial"):
+            with contextlib.suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND:
+                    leftover.unlink()
         return len(entries), sum(entry.size for entry in entries)
 
 
-def _same_place(entry: Entry, key: EngineKey) -> bool:
-    if entry.key is not None:
-        return entry.key.place == key.place
-    return entry.path.name.startswith(f"{key.place}-")
+def _replaced(entry: Entry, key: EngineKey) -> bool:
+    """Whether nobody wants an engine when there is that of ``key``: the same network's, for other versions."""
+    if entry.key is None:
+        return entry.path.name.startswith(f"{key.place}-")
+    old = entry.key
+    return (old.place, old.weights, old.config) == (key.place, key.weights, key.config)
 
 
 def _brief(value: object) -> str:
@@ -143,8 +197,15 @@ def _brief(value: object) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-def _read(path: Path) -> tuple[EngineKey, bytes] | str:
-    """Key and payload, or what is wrong with the file."""
+@dataclass(frozen=True, slots=True)
+class _Content:
+    key: EngineKey
+    payload: bytes
+    refused: str
+
+
+def _read(path: Path) -> _Content | str:
+    """What is in a file, or what is wrong with it."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.readline(1 << 16))
@@ -154,16 +215,17 @@ def _read(path: Path) -> tuple[EngineKey, bytes] | str:
         key = EngineKey(**{**header["key"], "tile": tuple(header["key"]["tile"])})
         if len(payload) != header["size"] or hashlib.sha256(payload).hexdigest() != header["sha256"]:
             return "is damaged"
+        return _Content(key, payload, str(header["refused"]))
     except (OSError, ValueError, KeyError, TypeError):
         return "is damaged"
-    return key, payload
 
 
-def _write(path: Path, key: EngineKey, payload: bytes) -> None:
+def _write(path: Path, key: EngineKey, payload: bytes, refused: str) -> None:
     """Write and rename, so that nobody ever sees half a file, not even after a power cut."""
     header = {
         "format": FORMAT,
         "key": asdict(key),
+        "refused": refused[:_LONGEST_REASON],
         "size": len(payload),
         "sha256": hashlib.sha256(payload).hexdigest(),
     }

@@ -17,11 +17,20 @@ SHARE: Final = 0.8
 """Part of the free memory that may be planned with; the rest is for what libraries take on their own."""
 
 
+_WORDS: Final = ("out of memory", "outofmemory", "alloc_failed", "memoryallocation", "execution context")
+"""Of errors by CUDA, CuPy, Triton, cuBLAS and cuDNN; the last is all that TensorRT says where an engine has no room."""
+
+
 class Size(NamedTuple):
     """What one evaluation holds."""
 
     plan: TilePlan
     batch: int
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice: torch's own class, or what drivers and libraries say."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in _WORDS)
 
 
 def even(count: int, batch: int) -> int:
@@ -50,17 +59,22 @@ def rungs(task: Task, first: Size) -> Iterator[Size]:
         yield Size(plan, 1)
 
 
-def climb_down[T](task: Task, first: Size, build: Callable[[Size], T]) -> tuple[T, Size]:
-    """Build with the first size that fits. ``build`` gives back what it took when it raises torch's OutOfMemoryError.
+def climb_down[T](
+    task: Task, first: Size, build: Callable[[Size], T], trim: Callable[[], None] = lambda: None
+) -> tuple[T, Size]:
+    """Build with the first size that fits. ``build`` gives back what it took when it runs out of memory; ``trim`` is
+    called then, to have that memory free for whoever asks.
 
-    Raises DiqpError when the smallest does not fit, saying what to set.
+    Raises what else ``build`` raises, and DiqpError when the smallest does not fit, saying what to set.
     """
     size = first
     for size in rungs(task, first):
         try:
             return build(size), size
-        except torch.OutOfMemoryError:
-            continue
+        except Exception as error:
+            if isinstance(error, DiqpError) or not ran_out(error):
+                raise
+        trim()  # out here: the error knows what was made
     side = f"{size.plan.columns.side}x{size.plan.rows.side}"
     raise DiqpError(
         f"the GPU has too little free memory even for one tile of {side} at a time; close other programs that use it, "

@@ -94,6 +94,13 @@ class Slot:
         kept = (self._mirror, self._prediction, *self._tables.values(), *self._buffers.values())
         return sum(tensor.nbytes for tensor in kept)
 
+    @property
+    def shared_bytes(self) -> int:
+        """Memory on the GPU of what its slots share: the weights."""
+        predictor = self._shared.predictor
+        weights = (*predictor.parameters(), *predictor.buffers()) if isinstance(predictor, torch.nn.Module) else ()
+        return sum(tensor.nbytes for tensor in weights)
+
     def restore(self, run: Run) -> None:
         """See `Backend.restore`."""
         neighbours = self._shared.network.config.neighbours
@@ -117,6 +124,7 @@ class Slot:
         """Give back memory. No run may be under way."""
         self._stream.wait()
         self._captured.clear()
+        self._guide = self._predict = _nothing  # they know this slot: it would outlive whoever held it
         for memory in (self._staging, self._numbers):
             if memory is not None:
                 memory.free()
@@ -164,6 +172,8 @@ class Slot:
         self._stream.wait()
         if not self._shared.record:
             return guide, predict
+        # What the calls above took this stream keeps; recording takes the same again, which only graphs may use.
+        self._shared.device.trim()
         config = self._shared.network.config
         # Without guides there is nothing to record of them.
         guided = self._stream.capture(guide) if config.uses_around or config.uses_ahead else _nothing

@@ -7,22 +7,26 @@ range. Guides of whole frames run in torch, once a group, and go in as inputs.
 
 import copy
 import hashlib
-import importlib.metadata
 import importlib.util
 import inspect
 import json
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, cast
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vsdiqp import __version__
-from vsdiqp.backends import cuda, trial
+from vsdiqp.backends import cuda, memory, trial
 from vsdiqp.backends.base import Network, Predictor, Task
 from vsdiqp.backends.cuda import DTYPES, GpuBackend
-from vsdiqp.backends.device import Device
+from vsdiqp.backends.device import Device, on
 from vsdiqp.backends.engine_cache import EngineCache, EngineKey
 from vsdiqp.backends.memory import Size
 from vsdiqp.errors import BackendError, DiqpError
@@ -30,6 +34,8 @@ from vsdiqp.network import DiQP
 
 BATCHES: Final = (1, 2, 4, 8)
 """Largest batches that engines are built for: fewer engines serve more video sizes."""
+DEFAULT_BATCH: Final = 4
+"""Of engines, where nobody says: one that is built ahead serves every script, whatever memory is free as it opens."""
 
 _log = logging.getLogger("vsdiqp")
 
@@ -50,18 +56,40 @@ def unavailable() -> str | None:
 
 def open_backend(task: Task) -> GpuBackend:
     """The network as an engine on the GPUs of the task; builds the engine if there is none. Raises DiqpError."""
-    devices = cuda.cuda_devices(task.device)
+    return open_with(task, cuda.cuda_devices(task.device), TorchTensorRT(), EngineCache())
+
+
+def open_with(task: Task, devices: Sequence[Device], compiler: "Compiler", cache: EngineCache) -> GpuBackend:
+    """`open_backend` on these devices. What fails in a compiler or an engine, in whatever way, is a BackendError."""
     precision = "fp16" if task.precision == "auto" else task.precision
-    cache, compiler = EngineCache(), TorchTensorRT()
 
     def predictor(network: Network, device: Device, size: Size) -> Predictor:
         if not isinstance(network, DiQP):
             raise DiqpError("backend 'tensorrt' runs DiQP networks only; use backend='cuda'")
         tile = (size.plan.columns.side, size.plan.rows.side)
-        return engine_network(network, device, tile, size.batch, precision, compiler, cache)
+        # A frame of fewer tiles has the engine that is there for all.
+        whole = not task.batch and size.batch == memory.even(size.plan.count, DEFAULT_BATCH)
+        batch = DEFAULT_BATCH if whole else size.batch
+        return engine_network(network, device, tile, batch, precision, compiler, cache)
 
-    # TensorRT keeps state in an execution context that a graph of ours would not see.
-    return GpuBackend(task, devices, precision, "tensorrt", predictor, record=False)
+    with _failing("TensorRT can't run the network"):
+        # It keeps state in an execution context that a graph of ours would not see. And what memory it takes torch
+        # does not know: batches are not measured, but halved until they fit.
+        return GpuBackend(task, devices, precision, "tensorrt", predictor, record=False, batch=DEFAULT_BATCH)
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Turns what torch-tensorrt, torch.export and engines raise into BackendError; want of memory stays as it is."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiqpError) or memory.ran_out(error):
+            raise
+        raise BackendError(
+            f"{what} ({type(error).__name__}: {str(error).strip()[:500]}); use backend='cuda', or report this with the "
+            "versions that 'vsdiqp info' prints"
+        ) from error
 
 
 class Compiler(Protocol):
@@ -72,11 +100,14 @@ class Compiler(Protocol):
         ...
 
     def build(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor], batch: int) -> bytes:
-        """An engine for batches from 1 to ``batch``; the first dimension of the batched inputs is the batch."""
+        """An engine for batches from 1 to ``batch``; the first dimension of the batched inputs is the batch.
+
+        Raises BackendError; other errors where memory does not suffice (`memory.ran_out`).
+        """
         ...
 
     def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., Tensor]:
-        """The engine as a function of the inputs with these names."""
+        """The engine as a function of the inputs with these names, for several threads and streams at once."""
         ...
 
 
@@ -130,8 +161,9 @@ class EngineNetwork:
         self._tiles, self._run = tiles, run
 
     def frame_guides(self, around: Tensor, ahead_scaled: Tensor, weight_decay: Tensor) -> Any:
-        """See `DiQP.frame_guides`."""
-        return self._tiles.network.frame_guides(around, ahead_scaled, weight_decay)
+        """See `DiQP.frame_guides`. Contiguous, as engines want them: once a run instead of once a batch."""
+        guides = self._tiles.network.frame_guides(around, ahead_scaled, weight_decay)
+        return tuple(tuple(guide.contiguous() for guide in level) for level in guides)
 
     def predict(
         self,
@@ -192,45 +224,61 @@ def engine_network(
     precision: str,
     compiler: Compiler,
     cache: EngineCache,
+    again: bool = False,
 ) -> EngineNetwork:
     """A predictor for ``network`` (fp32, the callee's own) with an engine from the cache, built if need be.
 
-    An engine that answers otherwise than the network does not get into the cache. Raises BackendError.
+    An engine that answers otherwise than the network does is of no use, which is remembered; ``again``: build all the
+    same. Raises BackendError; other errors where memory does not suffice (`memory.ran_out`).
     """
     largest = next((b for b in BATCHES if b >= batch), batch)
     key = engine_key(network, device, tile, largest, precision, compiler.versions())
     plain = copy.deepcopy(network)
+    cuda.set_exactness(DTYPES[precision])  # guides are torch's
     network.to_precision(DTYPES[precision])
-    tiles = TileNetwork(network.to(device.torch)).eval()
-    inputs = example_inputs(tiles, tile, largest, device.torch)
     built: list[EngineNetwork] = []
 
     def load(engine: bytes, names: Sequence[str]) -> EngineNetwork:
         return EngineNetwork(tiles, compiler.load(engine, names, device.torch))
 
     def build() -> bytes:
-        program = export(tiles, inputs, largest)
-        names, engine = input_names(program), compiler.build(program, inputs, largest)
+        with _failing("the network can't be exported"):
+            inputs = example_inputs(tiles, tile, largest, device.torch)
+            program = export(tiles, inputs, largest)
+            names, engine = input_names(program), compiler.build(program, inputs, largest)
         try:
-            made = load(engine, names)
-            found = trial.objection(plain, made, device.torch, DTYPES[precision], tile=tile)
-        except torch.OutOfMemoryError:
-            # Minutes of work are worth keeping, and a smaller batch will do; right or wrong is not known.
+            with _failing(f"the engine that was built for {device.name} can't run"):
+                made = load(engine, names)
+                found = trial.objection(plain, made, device.torch, DTYPES[precision], tile, batch=largest)
+        except BackendError:
+            raise
+        except Exception:
+            # Want of memory. Minutes of work are worth keeping, and a smaller batch will do; right or wrong is not
+            # known.
             _log.warning("too little GPU memory to try the engine that was built")
         else:
             if found:
                 raise BackendError(
-                    f"the engine that TensorRT built for {device.name} answers wrongly: {found}; use backend='cuda', "
-                    "and please report this with what 'vsdiqp info' prints"
+                    f"the engine that was built for {device.name} answers wrongly: {found}; use backend='cuda', and "
+                    "please report this with what 'vsdiqp info' prints"
                 )
             built.append(made)
         return json.dumps(names).encode() + b"\n" + engine
 
-    stored = cache.get(key, build)
-    if built:
-        return built[0]
-    line, _, engine = stored.partition(b"\n")
-    return load(engine, json.loads(line))
+    def found() -> EngineNetwork:
+        line, _, engine = cache.get(key, build, again).partition(b"\n")
+        return built[0] if built else load(engine, json.loads(line))
+
+    with on(device.torch):  # TensorRT builds for, and runs on, the current one
+        tiles = TileNetwork(network.to(device.torch)).eval()
+        try:
+            return found()
+        except Exception as error:
+            if isinstance(error, DiqpError) or memory.ran_out(error):
+                raise
+            _log.warning("the engine in the cache can't be loaded (%s); building it again", error)
+            cache.drop(key)
+            return found()
 
 
 def engine_key(
@@ -260,8 +308,13 @@ class TorchTensorRT:
     """Engines by torch-tensorrt. Imports it when used."""
 
     def versions(self) -> dict[str, str]:
-        """See `Compiler.versions`."""
-        return {"tensorrt": _version("tensorrt"), "torch_tensorrt": _version("torch-tensorrt")}
+        """See `Compiler.versions`: of what is imported, since the packages' names change with CUDA's version."""
+        import torch_tensorrt
+
+        return {
+            "tensorrt": str(getattr(sys.modules.get("tensorrt"), "__version__", "none")),
+            "torch_tensorrt": str(torch_tensorrt.__version__),
+        }
 
     def build(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor], batch: int) -> bytes:
         """See `Compiler.build`."""
@@ -269,17 +322,10 @@ class TorchTensorRT:
         from torch_tensorrt.dynamo import convert_exported_program_to_serialized_trt_engine as convert
 
         specifications = [_specification(torch_tensorrt, value, dims) for value, dims in _ranges(program, inputs)]
-        options: dict[str, Any] = {"arg_inputs": specifications, "device": inputs[0].device}
-        if "use_explicit_typing" in inspect.signature(convert).parameters:  # since 2.12 it knows nothing else
-            options["use_explicit_typing"] = True
-        try:
-            engine = convert(program, **options)
-        except Exception as error:
-            raise BackendError(
-                f"TensorRT could not build the engine ({type(error).__name__}: {error}); use backend='cuda', "
-                "or report this with the versions that 'vsdiqp info' prints"
-            ) from error
-        return bytes(engine)
+        with tempfile.TemporaryDirectory() as folder:
+            options = build_options(inspect.signature(convert).parameters, Path(folder))
+            with _failing("TensorRT could not build the engine"):
+                return bytes(convert(program, arg_inputs=specifications, device=inputs[0].device, **options))
 
     def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., Tensor]:
         """See `Compiler.load`."""
@@ -295,7 +341,43 @@ class TorchTensorRT:
             name="vsdiqp",
             settings=settings,
         )
-        return cast(Callable[..., Tensor], module)
+        return OneStream(module, device)
+
+
+def build_options(known: Container[str], folder: Path) -> dict[str, Any]:
+    """What torch-tensorrt is told, of what the version at hand (``known``: names of its parameters) can be told."""
+    wanted = {
+        "use_explicit_typing": True,  # since 2.12 it knows nothing else
+        "disable_tf32": True,  # fp32 is for checks
+        # Or 2.11 has attention look back only, in place of the bias that it is given.
+        "attn_bias_is_causal": False,
+        # Not the default's one file for all of the machine's users and builds.
+        "timing_cache_path": str(folder / "timing.cache"),
+    }
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+class OneStream:
+    """An engine for several streams: it has one place to compute in, so its runs must follow each other.
+
+    Since 2.13 torch-tensorrt queues a run on the caller's stream, where another's may still be at work beside it.
+    """
+
+    def __init__(self, engine: Callable[..., Tensor], device: torch.device) -> None:
+        self._engine, self._device = engine, device
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._turn = threading.Lock()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Queue a run behind all others, and behind it what the current stream is given next."""
+        current = torch.cuda.current_stream(self._device)
+        with self._turn:
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                result = self._engine(*inputs)
+            current.wait_stream(self._stream)
+        result.record_stream(current)
+        return result
 
 
 def _ranges(
@@ -339,10 +421,3 @@ def _gpu(device: Device) -> tuple[str, str]:
 
     capability = torch.cuda.get_device_capability(device.torch)
     return f"{capability[0]}.{capability[1]}", str(runtime.driverGetVersion())
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"

@@ -4,14 +4,15 @@ Compiled kernels depend on the GPU, its driver, Triton and the compilers behind 
 ever been seen. What is wrong there would be wrong in every picture, and a picture must never get worse.
 """
 
-from contextlib import nullcontext
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsdiqp.backends.base import Network, Predictor
+from vsdiqp.backends.base import Network, NetworkConfig, Predictor
+from vsdiqp.backends.device import on
+from vsdiqp.tiles import TilePlan
 
 LIMITS: Final = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 """RMS error, as a share of the residual's RMS, from which on a form is not to be used. Rounding alone stays at a tenth
@@ -23,7 +24,19 @@ LEAST: Final = 1e-3
 NOISE: Final = 0.01
 """RMS, of what is tried."""
 SIDE: Final = 128
-"""Of the tile that is tried, at least: enough for every block size, and a second for the largest network's CPU."""
+"""Of the tile that is tried, at least."""
+
+
+def tile_like(plan: TilePlan, config: NetworkConfig) -> tuple[int, int]:
+    """Width and height of a tile for which the kernels that a plan's tiles need are compiled; it may be smaller."""
+    # Triton compiles another kernel for numbers that are no multiple of 16. Sides are multiples of 8 at every level.
+    step = 2 * config.multiple
+
+    def side(wanted: int) -> int:
+        rest = wanted % step or step
+        return min(wanted, rest + -(-max(0, SIDE - rest) // step) * step)
+
+    return side(plan.columns.side), side(plan.rows.side)
 
 
 def objection(
@@ -31,31 +44,35 @@ def objection(
     predictor: Predictor,
     where: torch.device,
     dtype: torch.dtype,
+    tile: tuple[int, int],
     *,
     half_tiles: bool = False,
-    tile: tuple[int, int] | None = None,
+    batch: int = 2,
 ) -> str | None:
     """Why ``predictor`` is not to be used on a device: how far it is from ``network`` (fp32, on the CPU); None if near.
 
-    dtype: precision that it computes in; half_tiles: it is given tiles in fp16; tile: width and height of the only
-    tiles that it takes. Raises what the predictor raises, torch's OutOfMemoryError, too, which says nothing of it.
+    dtype: precision that it computes in; tile: width and height; half_tiles: it is given tiles in fp16. It has to
+    answer for one tile, and for ``batch`` at once. Raises what the predictor raises: that memory did not suffice,
+    too, which says nothing of it.
     """
-    side = -(-SIDE // network.config.multiple) * network.config.multiple
-    around, ahead_scaled, decay, *arguments = _arguments(network, *(tile or (side, side)))
+    around, ahead_scaled, decay, *arguments = _arguments(network, *tile)
 
-    def answer(of: Predictor, device: torch.device, kind: torch.dtype) -> Tensor:
+    def answer(of: Predictor, device: torch.device, kind: torch.dtype, items: int = 1) -> Tensor:
         around_there, ahead_there, *there = (t.to(device) for t in (around, ahead_scaled, *arguments))
         decay_there = decay.to(device)
         guides = of.frame_guides(around_there.to(kind), ahead_there.to(kind), decay_there)
         picture, ahead, location, *beside = there
-        return of.predict(picture.to(kind), ahead.to(kind), guides, location, decay_there, *beside).double().cpu()
+        tiles = (picture.to(kind), ahead.to(kind), *beside)
+        picture, ahead, *beside = (t.repeat_interleave(items, 0) for t in tiles)
+        locations = location.repeat_interleave(items, 1)
+        return of.predict(picture, ahead, guides, locations, decay_there, *beside).double().cpu()
 
-    current: Any = torch.cuda.device(where) if where.type == "cuda" else nullcontext()
-    with torch.inference_mode(), current:
+    with torch.inference_mode(), on(where):
         expected = answer(network, torch.device("cpu"), torch.float32)
-        error = (answer(predictor, where, torch.float16 if half_tiles else torch.float32) - expected).abs()
-    scale = max(LEAST, _rms(expected))
-    share, largest = _rms(error) / scale, error.max().item() / scale
+        kind = torch.float16 if half_tiles else torch.float32
+        answers = torch.cat([answer(predictor, where, kind, items) for items in dict.fromkeys((1, batch))])
+    errors, scale = (answers - expected).abs(), max(LEAST, _rms(expected))
+    share, largest = errors.square().mean((1, 2, 3, 4)).sqrt().max().item() / scale, errors.max().item() / scale
     if share <= LIMITS[dtype] and largest <= LIMITS[dtype] * LARGEST:  # never so if anything is NaN
         return None
     return (

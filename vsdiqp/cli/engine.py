@@ -14,7 +14,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     build = actions.add_parser("build", help="build an engine now instead of when a script opens (takes minutes)")
     build.add_argument("model", nargs="?", default="base", help="a shipped name or a checkpoint (default: base)")
     build.add_argument("--tile", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: the model's own")
-    build.add_argument("--batch", type=int, help="largest number of tiles at once (default: 4)", default=4)
+    build.add_argument("--batch", type=int, help="largest number of tiles at once (default: the filter's)")
     build.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16")
     build.add_argument("--device", type=int, default=0, help="index of the GPU (default: 0)")
     actions.add_parser("list", help="show the engines that are there")
@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         what = (
             "damaged; it will be built again when needed"
             if key is None
+            else f"none: {entry.refused}"
+            if entry.refused
             else f"{key.model} {key.tile[0]}x{key.tile[1]} batch {key.batch} {key.precision}, {key.gpu}, "
             f"TensorRT {key.tensorrt}, driver {key.driver}"
         )
@@ -49,19 +51,19 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from vsdiqp.backends import unavailable
 
-    if args.batch < 1:
+    if args.batch is not None and args.batch < 1:
         raise DiqpError(f"--batch is {args.batch}; it must be 1 or more")
     reason = unavailable("tensorrt")
     if reason is not None:
         raise DiqpError(f"no engine can be built here: {reason}")
-    from vsdiqp.backends import cuda, tensorrt
+    from vsdiqp.backends import cuda, memory, tensorrt
     from vsdiqp.backends.engine_cache import EngineCache
     from vsdiqp.network import load_checkpoint
 
     networks = [load_checkpoint(args.model)]
     if networks[0].config.first_pass:
         networks.append(load_checkpoint(networks[0].config.first_pass))
-    tiles = [tuple(args.tile) if args.tile else (n.config.tile, n.config.tile) for n in networks]
+    tiles: list[tuple[int, int]] = [tuple(args.tile or (n.config.tile, n.config.tile)) for n in networks]
     for network, tile in zip(networks, tiles, strict=True):
         config = network.config
         if any(side < 1 or side % config.multiple for side in tile):
@@ -71,8 +73,16 @@ def _build(args: argparse.Namespace) -> int:
     for network, tile in zip(networks, tiles, strict=True):
         about = f"{network.config.name}, tiles of {tile[0]}x{tile[1]}, for {device.name}"
         print(f"building {about} (minutes)...", file=sys.stderr)
-        tensorrt.engine_network(
-            network, device, (tile[0], tile[1]), args.batch, args.precision, tensorrt.TorchTensorRT(), EngineCache()
-        )
+        batch = args.batch or tensorrt.DEFAULT_BATCH
+        compiler, cache = tensorrt.TorchTensorRT(), EngineCache()
+        try:
+            tensorrt.engine_network(network, device, tile, batch, args.precision, compiler, cache, again=True)
+        except Exception as error:
+            if isinstance(error, DiqpError) or not memory.ran_out(error):
+                raise
+            raise DiqpError(
+                f"the GPU has too little free memory for {batch} tiles of {tile[0]}x{tile[1]} at once; give a smaller "
+                "--batch or --tile, or close other programs that use it"
+            ) from None
     print(f"ready after {time.monotonic() - started:.0f} s", file=sys.stderr)
     return 0

@@ -6,7 +6,7 @@ Source: spec/diqp.md, "A block"; the window attention is Swin's, the feed-forwar
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -50,8 +50,9 @@ def _make_shift_mask(height: int, width: int, window: int, shift: int, device: t
     return torch.where(tokens[:, :, None] == tokens[:, None, :], 0.0, SHIFT_PENALTY)
 
 
-# Kept on its device: making it in every forward would cost more than using it.
-_kept_shift_mask = lru_cache(maxsize=64)(_make_shift_mask)
+# Kept on its device, and for good: making it in every forward would cost more than using it, and recorded work (CUDA
+# graphs) knows no more of it than its address.
+_kept_shift_mask = cache(_make_shift_mask)
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
