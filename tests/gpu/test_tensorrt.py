@@ -3,11 +3,13 @@
 import io
 import itertools
 import json
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +27,10 @@ from vsdiqp.network import DiQP, DiQPConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PROVEN = json.loads((ROOT / "tests/data/tensorrt_converters.json").read_text())
-LITE = DiQPConfig.from_dict(tomllib.loads((ROOT / "vsdiqp/training/configs/lite.toml").read_text())["network"])
+LITE, BASE = (
+    DiQPConfig.from_dict(tomllib.loads((ROOT / f"vsdiqp/training/configs/{name}.toml").read_text())["network"])
+    for name in ("lite", "base")
+)
 # As released, but for the number of blocks and channels: the same kinds of operations.
 RELEASED = DiQPConfig(embed_dim=3, depths=(1, 2, 2, 1, 1, 1, 2, 1, 1), tile=256)
 
@@ -59,7 +64,10 @@ def exported(config: DiQPConfig, side: int, batch: int = 2) -> torch.export.Expo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "config", "side"), [("released", RELEASED, 128), ("lite", LITE, LITE.multiple * 2)])
+@pytest.mark.parametrize(
+    ("name", "config", "side"),
+    [("released", RELEASED, 128), ("lite", LITE, LITE.multiple * 2), ("base", BASE, BASE.multiple * 2)],
+)
 def test_everything_exported_has_a_converter(name: str, config: DiQPConfig, side: int):
     program = exported(config, side)
     operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
@@ -269,7 +277,7 @@ def test_runs_of_one_engine_follow_each_other_whoever_asks(monkeypatch):
 
 
 def test_each_torch_tensorrt_is_told_what_it_knows(tmp_path: Path):
-    """2.11 knows of attention that looks back only, and takes every bias for that if it isn't told."""
+    """By themselves they take every bias of attention for one that looks back only."""
     common = ("self", "disable_tf32", "timing_cache_path", "attn_bias_is_causal", "workspace_size")
     newest = tensorrt.build_options(common, tmp_path)
     oldest = tensorrt.build_options((*common, "use_explicit_typing"), tmp_path)
@@ -308,6 +316,15 @@ def test_a_broken_torch_tensorrt_is_a_reason_and_not_an_error(error, monkeypatch
     monkeypatch.setattr(cuda, "unavailable", lambda: None)
     reason = unavailable("tensorrt")
     assert reason is not None and str(error) in reason
+
+
+@pytest.mark.parametrize(("version", "old"), [("2.11.0", True), ("2.12.0", False), ("2.14.0+cu130", False)])
+def test_a_torch_tensorrt_that_nothing_was_proven_of_is_refused(version: str, old: bool, monkeypatch):
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", SimpleNamespace(__version__=version))
+    reason = unavailable("tensorrt")
+    assert (reason is not None and "2.12" in reason and version in reason) if old else reason is None
 
 
 def test_a_missing_torch_tensorrt_names_the_pip_command(monkeypatch):

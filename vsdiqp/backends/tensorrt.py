@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import re
 import sys
 import tempfile
 import threading
@@ -32,6 +33,9 @@ from vsdiqp.backends.memory import Size
 from vsdiqp.errors import BackendError, DiqpError
 from vsdiqp.network import DiQP
 
+OLDEST: Final = (2, 12)
+"""The first torch-tensorrt that is known to convert attention as it is (scripts/tensorrt_converters). Those before take
+it apart, and may take the bias for one that looks back only."""
 BATCHES: Final = (1, 2, 4, 8)
 """Largest batches that engines are built for: fewer engines serve more video sizes."""
 DEFAULT_BATCH: Final = 4
@@ -48,9 +52,14 @@ def unavailable() -> str | None:
     if importlib.util.find_spec("torch_tensorrt") is None:
         return "torch-tensorrt is not installed: pip install torch-tensorrt"
     try:
-        import torch_tensorrt  # noqa: F401
+        import torch_tensorrt
+
+        version = str(torch_tensorrt.__version__)
     except Exception as error:  # it raises plain Exception when TensorRT's libraries are missing
         return f"torch-tensorrt can't be imported ({type(error).__name__}: {error})"
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST:
+        return f"torch-tensorrt {version} is too old: pip install 'torch-tensorrt>={OLDEST[0]}.{OLDEST[1]}'"
     return None
 
 
@@ -349,7 +358,7 @@ def build_options(known: Container[str], folder: Path) -> dict[str, Any]:
     wanted = {
         "use_explicit_typing": True,  # since 2.12 it knows nothing else
         "disable_tf32": True,  # fp32 is for checks
-        # Or 2.11 has attention look back only, in place of the bias that it is given.
+        # Or attention that has been taken apart looks back only, in place of the bias that it is given.
         "attn_bias_is_causal": False,
         # Not the default's one file for all of the machine's users and builds.
         "timing_cache_path": str(folder / "timing.cache"),
