@@ -22,7 +22,7 @@ from vsdiqp import tiles
 from vsdiqp.backends import cuda, tensorrt, unavailable
 from vsdiqp.backends.cuda import GpuBackend
 from vsdiqp.backends.engine_cache import EngineCache
-from vsdiqp.errors import BackendError
+from vsdiqp.errors import BackendError, DiqpError
 from vsdiqp.network import DiQP, DiQPConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,6 +226,29 @@ def test_an_engine_without_room_gives_way_to_a_smaller_one(tmp_path: Path):
     stand = Large()
     assert "batches of 1" in opened(stand, tmp_path).describe()
     assert stand.builds == [4, 1]
+
+
+def test_an_engine_that_there_was_no_room_to_try_is_tried_when_there_is(tmp_path: Path):
+    def built_without_room(right: bool) -> Path:
+        class Tight(Stand if right else Wrong):
+            def load(self, engine: bytes, names: Sequence[str], device: torch.device) -> Callable[..., torch.Tensor]:
+                raise torch.OutOfMemoryError("stand-in")
+
+        folder = tmp_path / str(right)
+        with pytest.raises(DiqpError, match="too little free memory"):
+            opened(Tight(), folder)
+        return folder
+
+    folder, later = built_without_room(right=False), Wrong()
+    for _ in range(2):
+        with pytest.raises(BackendError, match="answers wrongly"):
+            opened(later, folder)
+    assert later.builds == [] and later.loads == 1, "what it was found to be is remembered"
+
+    folder, later = built_without_room(right=True), Stand()
+    opened(later, folder)
+    opened(later, folder)
+    assert later.builds == []
 
 
 class Streams:

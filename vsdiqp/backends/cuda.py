@@ -208,7 +208,7 @@ class GpuBackend:
         try:
             slot.restore(run)
         except Exception as error:
-            if isinstance(error, DiqpError) or not memory.ran_out(error):
+            if not memory.ran_out(error):
                 raise
             raise DiqpError(
                 "the GPU ran out of memory, which other programs may have taken since the script was opened; "
@@ -273,7 +273,7 @@ class GpuBackend:
         try:
             probe = self._open(Size(self._task.plan, 1), [least], 1)
         except Exception as error:
-            if isinstance(error, DiqpError) or not memory.ran_out(error):
+            if not memory.ran_out(error):
                 raise
             return 1
         taken, fixed, shared = used(), probe[0].fixed_bytes, probe[0].shared_bytes

@@ -124,9 +124,9 @@ class EngineCache:
             try:
                 payload = build()
             except BackendError as error:
-                self._keep(path, key, b"", str(error))
+                self.put(key, b"", str(error))
                 raise
-            if self._keep(path, key, payload):
+            if self.put(key, payload):
                 for entry in stale:
                     entry.path.unlink(missing_ok=True)
             return payload
@@ -136,9 +136,10 @@ class EngineCache:
         with contextlib.suppress(OSError):
             self.path(key).unlink(missing_ok=True)
 
-    def _keep(self, path: Path, key: EngineKey, payload: bytes, refused: str = "") -> bool:
+    def put(self, key: EngineKey, payload: bytes, refused: str = "") -> bool:
+        """Keep an engine, or why there is none: whether that worked. If not, the log says so."""
         try:
-            _write(path, key, payload, refused)
+            _write(self.path(key), key, payload, refused)
         except OSError as error:
             _log.warning("the engine can't be kept, and will be built again the next time: %s", error)
             return False

@@ -29,7 +29,12 @@ class Size(NamedTuple):
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice: torch's own class, or what drivers and libraries say."""
+    """Whether an error says that memory did not suffice: torch's own class, or what drivers and libraries say.
+
+    A DiqpError does not: it is somebody's conclusion already.
+    """
+    if isinstance(error, DiqpError):
+        return False
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in _WORDS)
 
 
@@ -59,9 +64,7 @@ def rungs(task: Task, first: Size) -> Iterator[Size]:
         yield Size(plan, 1)
 
 
-def climb_down[T](
-    task: Task, first: Size, build: Callable[[Size], T], trim: Callable[[], None] = lambda: None
-) -> tuple[T, Size]:
+def climb_down[T](task: Task, first: Size, build: Callable[[Size], T], trim: Callable[[], None]) -> tuple[T, Size]:
     """Build with the first size that fits. ``build`` gives back what it took when it runs out of memory; ``trim`` is
     called then, to have that memory free for whoever asks.
 
@@ -72,7 +75,7 @@ def climb_down[T](
         try:
             return build(size), size
         except Exception as error:
-            if isinstance(error, DiqpError) or not ran_out(error):
+            if not ran_out(error):
                 raise
         trim()  # out here: the error knows what was made
     side = f"{size.plan.columns.side}x{size.plan.rows.side}"

@@ -245,7 +245,7 @@ def engine_network(
     plain = copy.deepcopy(network)
     cuda.set_exactness(DTYPES[precision])  # guides are torch's
     network.to_precision(DTYPES[precision])
-    built: list[EngineNetwork] = []
+    tried: list[EngineNetwork] = []
 
     def load(engine: bytes, names: Sequence[str]) -> EngineNetwork:
         return EngineNetwork(tiles, compiler.load(engine, names, device.torch))
@@ -257,26 +257,28 @@ def engine_network(
             names, engine = input_names(program), compiler.build(program, inputs, largest)
         try:
             with _failing(f"the engine that was built for {device.name} can't run"):
-                made = load(engine, names)
-                found = trial.objection(plain, made, device.torch, DTYPES[precision], tile, batch=largest)
-        except BackendError:
-            raise
-        except Exception:
-            # Want of memory. Minutes of work are worth keeping, and a smaller batch will do; right or wrong is not
-            # known.
+                tried.append(_tried(load(engine, names), plain, device, tile, largest, precision))
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+            # Minutes of work are worth keeping, for when there is room to try it.
             _log.warning("too little GPU memory to try the engine that was built")
-        else:
-            if found:
-                raise BackendError(
-                    f"the engine that was built for {device.name} answers wrongly: {found}; use backend='cuda', and "
-                    "please report this with what 'vsdiqp info' prints"
-                )
-            built.append(made)
-        return json.dumps(names).encode() + b"\n" + engine
+        return _packed(engine, names, tried=bool(tried))
 
     def found() -> EngineNetwork:
         line, _, engine = cache.get(key, build, again).partition(b"\n")
-        return built[0] if built else load(engine, json.loads(line))
+        if tried:
+            return tried[0]
+        about = json.loads(line)
+        made = load(engine, about["names"])
+        if not about["tried"]:
+            try:
+                _tried(made, plain, device, tile, largest, precision)
+            except BackendError as error:
+                cache.put(key, b"", str(error))
+                raise
+            cache.put(key, _packed(engine, about["names"], tried=True))
+        return made
 
     with on(device.torch):  # TensorRT builds for, and runs on, the current one
         tiles = TileNetwork(network.to(device.torch)).eval()
@@ -288,6 +290,24 @@ def engine_network(
             _log.warning("the engine in the cache can't be loaded (%s); building it again", error)
             cache.drop(key)
             return found()
+
+
+def _packed(engine: bytes, names: Sequence[str], tried: bool) -> bytes:
+    """What is kept of an engine: a line of JSON with the names of its inputs and whether it was tried, and itself."""
+    return json.dumps({"names": list(names), "tried": tried}).encode() + b"\n" + engine
+
+
+def _tried(
+    made: EngineNetwork, plain: DiQP, device: Device, tile: tuple[int, int], batch: int, precision: str
+) -> EngineNetwork:
+    """The engine, if it answers as the network does. Raises BackendError with what `trial` objects to."""
+    found = trial.objection(plain, made, device.torch, DTYPES[precision], tile, batch=batch)
+    if found:
+        raise BackendError(
+            f"the engine that was built for {device.name} answers wrongly: {found}; use backend='cuda', and please "
+            "report this with what 'vsdiqp info' prints"
+        )
+    return made
 
 
 def engine_key(

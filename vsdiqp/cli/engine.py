@@ -78,7 +78,7 @@ def _build(args: argparse.Namespace) -> int:
         try:
             tensorrt.engine_network(network, device, tile, batch, args.precision, compiler, cache, again=True)
         except Exception as error:
-            if isinstance(error, DiqpError) or not memory.ran_out(error):
+            if not memory.ran_out(error):
                 raise
             raise DiqpError(
                 f"the GPU has too little free memory for {batch} tiles of {tile[0]}x{tile[1]} at once; give a smaller "
