@@ -202,7 +202,7 @@ def _build_in_process(folder: str, log: str) -> None:
     def build() -> bytes:
         with open(log, "a") as file:
             file.write("start ")
-        time.sleep(0.3)
+        time.sleep(1.0)
         with open(log, "a") as file:
             file.write("end ")
         return b"engine"
@@ -211,10 +211,10 @@ def _build_in_process(folder: str, log: str) -> None:
 
 
 def test_processes_build_an_engine_once(tmp_path: Path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
     arguments = (str(tmp_path / "cache"), str(log))
-    processes = [context.Process(target=_build_in_process, args=arguments) for _ in range(3)]
+    processes = [context.Process(target=_build_in_process, args=arguments, daemon=True) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
