@@ -13,6 +13,7 @@ from triton.compiler import ASTSource
 
 from vsdiqp.backends.fused import Tuning, depthwise_block, joined_block, tuning
 from vsdiqp.backends.fused_cells import CONVOLUTION, WARPS
+from vsdiqp.backends.pipelines import FENCES
 from vsdiqp.kernels import blocks, cells, convolutions, depthwise, joins
 
 HALF, FULL, COUNT, SIXTEENS = "*fp16", "*fp32", "i32", "i32:16"
@@ -193,10 +194,13 @@ def compile_for(architecture: int) -> dict[str, dict[str, object]]:
             for i, a in enumerate(kernel.arg_names)
             if signature[a].startswith("*") or types.get(a) == SIXTEENS
         }
+        count = stages[0] if stages else STAGES
+        if kernel in (blocks.linear, convolutions.convolve) and not name.endswith(DESCRIBED):
+            count = count if FENCES or architecture // 10 not in (9, 10, 11) else 1  # as `stages` has it there
         made = triton.compile(
             ASTSource(kernel, signature, fixed, aligned),
             target=GPUTarget("cuda", architecture, 32),
-            options={"num_warps": warps, "num_stages": stages[0] if stages else STAGES},
+            options={"num_warps": warps, "num_stages": count},
         )
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

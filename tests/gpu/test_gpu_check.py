@@ -22,13 +22,13 @@ def test_a_dry_run_checks_planes_network_and_a_whole_group(tmp_path: Path):
         tmp_path / "out.json",
         "--dry-run",
         "--only",
-        "planes,neighbours,blocks_45,shipped_lite,trials,vectors_a,speed,group_released,group_base",
+        "planes,neighbours,blocks_45,shipped_lite,trials,fences,vectors_a,speed,group_released,group_base",
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["dry_run"] is True
     assert found["planes"]["ok"] and found["vectors_a"]["ok"] and found["group_released"]["ok"]
-    assert found["group_base"]["ok"] and found["trials"]["ok"]
+    assert found["group_base"]["ok"] and found["trials"]["ok"] and found["fences"]["ok"]
     assert found["shipped_lite"]["ok"] and found["shipped_lite"]["rms_change_codes"] > 10, found["shipped_lite"]
     assert found["blocks_45"]["ok"] and found["blocks_45"]["fp16"]["independent_of_batch"]
     assert found["neighbours"]["ok"] and found["neighbours"]["136x88 YUV 8"]["share_of_vectors_moving"] > 0.5

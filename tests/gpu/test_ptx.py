@@ -124,7 +124,9 @@ def test_threads_that_part_meet_again():
     assert torch.equal(found[:, 3].long(), thread)
 
 
-def product(swizzle: int, late: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+def product(
+    swizzle: int, late: str = "", fence: str = "fence.proxy.async.shared::cta;"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """64x16 by 16x8 from shared memory, in rows of 32 bytes; what is found and what is right."""
     generator = torch.Generator().manual_seed(1)
     a, b = (torch.randint(-8, 9, (rows, 16), generator=generator).half() for rows in (64, 8))
@@ -141,6 +143,7 @@ def product(swizzle: int, late: str = "") -> tuple[torch.Tensor, torch.Tensor]:
     cp.async.cg.shared.global [%r2 + 2048], [%rd1 + 2048], 0x10, 16;
     cp.async.commit_group;
     cp.async.wait_group 0;
+    {fence}
     bar.sync 0;
     mov.b64 %rd4, {signed};
     add.s64 %rd5, %rd4, 128;
@@ -172,6 +175,13 @@ def test_matrix_products_read_their_operands_when_they_are_waited_for():
     assert not torch.equal(found, right), "another swizzle than the one they were written with"
     found, right = product(swizzle=3, late="st.global.v4.b32 [%rd2 + 0], {%r10, %r11, %r12, %r13};\nret;")
     assert not found.any(), "results were read before"
+
+
+@pytest.mark.parametrize("fence", ["", "fence.acq_rel.cta;", "membar.cta;"])
+def test_what_threads_wrote_needs_a_fence_between_proxies(fence: str):
+    """Triton 3.6 leaves it out between cp.async and wgmma."""
+    with pytest.raises(Fault, match="without a fence"):
+        product(swizzle=3, fence=fence)
 
 
 def test_what_is_not_known_is_said():

@@ -27,6 +27,7 @@ from vsdiqp.backends.fused_joins import (
     place,
     widened,
 )
+from vsdiqp.backends.pipelines import stages
 from vsdiqp.kernels import blocks, depthwise_cuda, sources
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.diqp import DiQP
@@ -373,6 +374,7 @@ def _linear(
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         BLOCK_ROWS=sizes.rows, BLOCK_OUT=sizes.outputs, BLOCK_IN=sizes.inputs, GROUP=sizes.group,
         DESCRIBED=described, STAY=sizes.stay > 0,
-        num_warps=sizes.warps, num_stages=sizes.stages,
+        num_warps=sizes.warps,
+        num_stages=sizes.stages if described or x.dtype == torch.float32 else stages(x.device, sizes.stages),
     )  # fmt: skip
     return out

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor, nn
 
+from vsdiqp.backends.pipelines import stages
 from vsdiqp.kernels import cells, convolutions
 from vsdiqp.network.config import FRAMES
 from vsdiqp.network.diqp import DiQP
@@ -73,7 +74,7 @@ class Convolution(nn.Module):
             BLOCK_OUT=_least_power(outputs),
             BIAS=bias, MODULATE=modulation is not None, RELU=relu, ADD=add is not None,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",  # means nothing to half precision
-            DOWN=sizes.down, ACROSS=sizes.across, num_warps=sizes.warps, num_stages=sizes.stages,
+            DOWN=sizes.down, ACROSS=sizes.across, num_warps=sizes.warps, num_stages=stages(x.device, sizes.stages),
         )  # fmt: skip
         return y
 

@@ -94,12 +94,14 @@ UNARY: dict[str, Callable[[Any], Any]] = {
 }
 HALVES = ("f16", "bf16", "f16x2", "bf16x2")
 NOTHING = {"bar", "fence", "barrier", "membar", "griddepcontrol", "prefetch", "createpolicy"}
-"""In lockstep there is nothing to wait for."""
+"""In lockstep there is nothing to wait for. (A fence between proxies is another matter.)"""
 
 
 def _compile(i: Instruction) -> Callable[[Machine], None]:
     """What an instruction does."""
     maker = _MAKERS.get(i.name)
+    if i.name == "fence" and "async" in i.parts:
+        return lambda m: m.fence()
     if i.name in NOTHING:
         return lambda m: None
     if maker is not None:

@@ -123,6 +123,8 @@ class Machine:
         self.parameters = dict(zip(kernel.parameters, parameters, strict=True))
         self.size = max(16, -(-shared // 16) * 16)
         self.shared = np.full(len(programs) * self.size, 0xFF, np.uint8)
+        self.unfenced = np.zeros(self.shared.size, bool)
+        """Bytes that threads have written since the last fence between them and what reads on its own (proxies)."""
         self.program = np.repeat(np.arange(len(programs)), threads)
         thread = np.tile(np.arange(threads, dtype=np.uint32), len(programs))
         places = np.repeat(programs, threads)
@@ -287,11 +289,21 @@ class Machine:
         found: Lanes = self.shared.view(UNSIGNED[unit])[at[..., None] + np.arange(size // unit)]
         return found
 
-    def store_shared(self, offsets: Lanes, programs: Lanes, values: Lanes) -> None:
-        """As `Memory.store`."""
+    def store_shared(self, offsets: Lanes, programs: Lanes, values: Lanes, by_threads: bool = True) -> None:
+        """As `Memory.store`. ``by_threads``: not by the copy engine."""
         unit = values.dtype.itemsize
-        at = self.in_shared(offsets, programs, values.shape[-1] * unit) // unit
-        self.shared.view(values.dtype)[at[..., None] + np.arange(values.shape[-1])] = values
+        places = self.in_shared(offsets, programs, values.shape[-1] * unit)
+        self.shared.view(values.dtype)[places[..., None] // unit + np.arange(values.shape[-1])] = values
+        self.unfenced[places[..., None] + np.arange(values.shape[-1] * unit)] = by_threads
+
+    def fence(self) -> None:
+        """What threads have written is there for what reads on its own: the copy engine, wgmma."""
+        self.unfenced.reshape(-1, self.size)[np.unique(self.program[self.active])] = False
+
+    def check_fenced(self, offsets: Callable[[], Lanes], programs: Lanes, size: int) -> None:
+        """That what reads on its own may read this."""
+        if self.unfenced.any() and self.unfenced[self.in_shared(offsets(), programs, size)].any():
+            raise Fault("shared memory that threads wrote is read by another proxy without a fence between")
 
     # -- what is asynchronous ------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -206,7 +207,7 @@ def _tensor_load(i: Instruction) -> Callable[[Machine], None]:
             def work(move: _Move = move) -> int:
                 values = np.zeros((move.places.size, 8), np.uint16)
                 values[move.inside] = m.memory.load(move.addresses[move.inside].astype(np.uint64), 16, 2)
-                m.store_shared(move.places, move.programs, values)
+                m.store_shared(move.places, move.programs, values, by_threads=False)
                 return values.nbytes
 
             _barrier(m, i.operands[2], thread).loads.append(work)
@@ -217,6 +218,7 @@ def _tensor_load(i: Instruction) -> Callable[[Machine], None]:
 def _tensor_store(i: Instruction) -> Callable[[Machine], None]:
     def run(m: Machine) -> None:
         for thread, move in _moves(m, i, i.operands[1], i.operands[0]):
+            m.check_fenced(lambda move=move: move.places, move.programs, 16)
 
             def work(_: Lanes, move: _Move = move) -> None:
                 values = m.load_shared(move.places, move.programs, 16, 2)
@@ -287,8 +289,8 @@ def _swizzled(at: Lanes, mode: int) -> Lanes:
     return at ^ (at >> 7 & bits) << 4
 
 
-def _operand(m: Machine, descriptors: Lanes, programs: Lanes, rows: int, turned: bool) -> Lanes:
-    """A matrix in shared memory, as (groups, rows, 16). turned: rows lie side by side."""
+def _places(descriptors: Lanes, rows: int, turned: bool) -> Lanes:
+    """Where in shared memory a matrix lies, as (groups, rows, 16). turned: rows lie side by side."""
     number = descriptors.astype(np.int64)
     mode = int(descriptors[0] >> np.uint64(62))
     start = (number & 0x3FFF) << 4
@@ -302,8 +304,12 @@ def _operand(m: Machine, descriptors: Lanes, programs: Lanes, rows: int, turned:
         at = row // 8 * stride[:, None, None] + row % 8 * width + k * 2
     else:
         at = row // 8 * stride[:, None, None] + k // 8 * leading[:, None, None] + row % 8 * 16 + k % 8 * 2
-    at = _swizzled(start[:, None, None] + at, mode)
-    return m.load_shared(at, programs[:, None, None], 2, 2)[..., 0]
+    return _swizzled(start[:, None, None] + at, mode)
+
+
+def _operand(m: Machine, descriptors: Lanes, programs: Lanes, rows: int, turned: bool) -> Lanes:
+    """A matrix in shared memory, as `_places` has it."""
+    return m.load_shared(_places(descriptors, rows, turned), programs[:, None, None], 2, 2)[..., 0]
 
 
 def _wgmma(i: Instruction) -> Callable[[Machine], None]:
@@ -335,7 +341,11 @@ def _wgmma(i: Instruction) -> Callable[[Machine], None]:
         first = None if from_registers else m.each(a, "u64")
         second = m.each(b, "u64")
         added = m.each(add, "pred")
-        groups(m.active)
+        asked = groups(m.active)[:, 0]
+        for descriptors, rows, by in ((first, 64, turned_a), (second, columns, turned_b)):
+            if descriptors is not None:
+                places = partial(_places, descriptors[asked], rows, bool(by))
+                m.check_fenced(places, m.program[asked][:, None, None], 2)
 
         def work(ready: Lanes) -> None:
             whole = groups(ready)

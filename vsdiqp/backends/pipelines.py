@@ -1,0 +1,25 @@
+"""How many steps ahead Triton's kernels may copy what tensor cores read."""
+
+import re
+from functools import cache
+from typing import Final
+
+import torch
+import triton
+
+FENCES: Final = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2]) >= (3, 8)
+"""Whether Triton puts a fence between asynchronous copies into shared memory and the tensor cores that read it on their
+own (wgmma, tcgen05). 3.6 does not (triton issue 9610), although PTX asks for one: what they read may then be older. 3.7
+was not looked at."""
+
+
+def stages(device: torch.device, wanted: int) -> int:
+    """Stages of a loop whose operands come by pointers: as wanted, or 1, without asynchronous copies, where they would
+    not be safe. That costs a fifth of a convolution's time (H200)."""
+    return 1 if not FENCES and reads_on_its_own(device) else wanted
+
+
+@cache
+def reads_on_its_own(device: torch.device) -> bool:
+    """Whether a GPU's tensor cores read shared memory on their own: Hopper, and Blackwell's large ones."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10, 11)
