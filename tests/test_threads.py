@@ -1,6 +1,10 @@
 """The engine's own threads: work in order, and nothing that happens meanwhile locks them up."""
 
+import contextlib
+import io
+import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -75,3 +79,28 @@ def test_work_is_done_in_order_and_errors_reach_who_waits() -> None:
     pool.stop()
     with pytest.raises(DiqpError, match="shutting down"):
         pool.submit(lambda: None)
+
+
+def test_who_has_borrowed_stdout_may_still_use_it() -> None:
+    """print() does so before Python 3.14: it may find the stand-in, and write to it when the work is long done."""
+    pool = EngineThreads(1, "test")
+    try:
+        borrowed = {pool.run(lambda: weakref.ref(sys.stdout)) for _ in range(20)}
+    finally:
+        pool.stop()
+    assert not isinstance(sys.stdout, threads._Stdout)
+    assert len(borrowed) == 1, "always the same, or there would be no end to keeping them"
+    assert all(stand_in() is not None for stand_in in borrowed)
+
+
+def test_what_stands_in_is_that_of_whom_stdout_is(capsys: pytest.CaptureFixture[str]) -> None:
+    pool = EngineThreads(1, "test")
+    try:
+        for name in ("first", "second"):
+            with contextlib.redirect_stdout(io.StringIO()) as redirected:
+                pool.run(lambda: print("engine"))
+                print(name)
+            assert redirected.getvalue() == f"{name}\n"
+    finally:
+        pool.stop()
+    assert capsys.readouterr().err == "engine\n" * 2

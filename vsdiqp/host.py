@@ -7,6 +7,7 @@ frames and :meth:`Engine.close` when the filter is freed; :func:`read_qp` and :f
 Importing this module is cheap; torch comes with the first :func:`create`.
 """
 
+import _thread
 import contextlib
 import ctypes
 import importlib
@@ -15,6 +16,7 @@ import importlib.util
 import logging
 import os
 import platform
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, cast
@@ -206,9 +208,16 @@ def version_pairs() -> list[tuple[str, str]]:
 
 
 def explain(error: BaseException) -> str:
-    """Return the text of ``error`` for a user; what is not meant for users is logged with its traceback."""
+    """Return the text of ``error`` for a user; what is not meant for users is logged with its traceback.
+
+    Ctrl-C, which the main thread alone gets, is not for whoever catches VapourSynth's errors: that thread is
+    interrupted again as soon as it is back.
+    """
     if isinstance(error, DiqpError):
         return str(error)
+    if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        _thread.interrupt_main()
+        return "interrupted"
     log.error("in the engine", exc_info=error)
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -216,7 +225,7 @@ def explain(error: BaseException) -> str:
 
 def _log_failure(future: Future[None]) -> None:
     error = future.exception()
-    if error is not None:
+    if error is not None and not isinstance(error, DiqpError):  # that one: Python has ended, and all with it
         log.error("closing the engine", exc_info=error)
 
 

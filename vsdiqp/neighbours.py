@@ -6,6 +6,7 @@ Memory for frames of W x H pixels and K neighbours on each side: 4.5 (3 + 2K) (W
 between runs, and 12 S w h + 4 (w + 152) (h + 152) bytes for a tile of w x h beside which S frames are seen.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -119,7 +120,13 @@ class Neighbours:
         self._aligner.prepare(self._luma, memory)
 
     def _each[Given, Made](self, work: Callable[[Given], Made], items: Iterable[Given]) -> list[Made]:
-        return list(map(work, items) if self._pool is None else self._pool.map(work, items))
+        made: Iterable[Made] = map(work, items)
+        if self._pool is not None:
+            # Once the main thread has ended no pool takes work any more, but the run under way is to be finished. What
+            # was taken before that is done twice then, to the same effect.
+            with contextlib.suppress(RuntimeError):
+                made = self._pool.map(work, items)
+        return list(made)
 
 
 def memory_bound(clip: ClipFormat, seen: int, tile: tuple[int, int]) -> int:

@@ -10,6 +10,7 @@ import queue
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TextIO
@@ -129,6 +130,9 @@ class _Stdout:
         return getattr(self.real, name)
 
 
+_stand_ins: deque[_Stdout] = deque(maxlen=8)
+"""The last ones: other threads may be in the middle of a ``print``, which before Python 3.14 borrows ``sys.stdout``
+without holding on to it."""
 _diverting = 0
 _diverting_lock = threading.Lock()
 
@@ -143,7 +147,9 @@ def stdout_to_stderr() -> Iterator[None]:
     with _diverting_lock:
         _diverting += 1
         if sys.stdout is not None and not isinstance(sys.stdout, _Stdout):
-            sys.stdout = _Stdout(sys.stdout)
+            if not _stand_ins or _stand_ins[-1].real is not sys.stdout:
+                _stand_ins.append(_Stdout(sys.stdout))
+            sys.stdout = _stand_ins[-1]
     _local.depth = getattr(_local, "depth", 0) + 1
     try:
         yield

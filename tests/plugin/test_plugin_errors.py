@@ -2,11 +2,13 @@
 
 import logging
 import re
+import time
 
 import pytest
 import vapoursynth as vs
 from plugin_support import first_samples, numbered
 
+from vsdiqp import host
 from vsdiqp.errors import DiqpError
 
 
@@ -23,6 +25,7 @@ from vsdiqp.errors import DiqpError
         ({"qp": [30] * 7}, "qp has 7 values and the clip 6 frames"),
         ({"qp": 30, "codec": "h264"}, "unknown codec 'h264': give one of av1, hevc"),
         ({"qp": 30, "codec": ""}, "codec is empty"),
+        ({"qp": 30, "codec": b"h\xff"}, r"unknown codec 'h\\+xff': give one of av1, hevc"),
         ({"qp": 30, "qp_offset": float("inf")}, "qp_offset is inf"),
         ({"qp": 30, "model": ""}, "model is empty"),
         ({"qp": 30, "strength": 1.5}, "strength is 1.5: give 0 .* to 1"),
@@ -180,3 +183,15 @@ def test_a_missing_package_says_how_to_get_it(engine, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vsdiqp.host", None)
     with pytest.raises(vs.Error, match=r"^diqp.Restore: .*vsdiqp.host.*pip install"):
         numbered(3).diqp.Restore(qp=30)
+
+
+def test_files_whose_name_is_no_text_are_named(engine):
+    with pytest.raises(vs.Error, match=r"diqp.ReadQP: .*/nowhere/\\xff.mkv"):
+        vs.core.diqp.ReadQP(numbered(6), b"/nowhere/\xff.mkv")
+
+
+def test_ctrl_c_is_not_for_who_catches_errors():
+    """A batch script that goes on after VapourSynth's errors can be stopped while a long file is read."""
+    with pytest.raises(KeyboardInterrupt):
+        assert host.explain(KeyboardInterrupt()) == "interrupted"
+        time.sleep(5)

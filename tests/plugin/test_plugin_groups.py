@@ -154,3 +154,14 @@ def test_places_in_time_are_counted_from_the_clip_as_the_filter_gets_it(engine):
     first_samples(numbered(12).std.Trim(first=3).diqp.Restore(qp=30))
     assert [run["middle"] for run in double.runs] == [1, 4, 7]
     assert list(itertools.chain(*(run["frames"] for run in double.runs))) == list(range(3, 12))
+
+
+def test_a_clip_without_end_is_as_good_as_any(engine):
+    """std.Loop makes 2^31 - 1 frames of one, whose groups can't be counted by rounding up first."""
+    double = engine("Recorder")
+    endless = vs.core.std.Loop(numbered(6))
+    restored = endless.diqp.Restore(qp=30)
+    assert restored.num_frames == endless.num_frames == 2**31 - 1
+    for n in (0, 2**31 - 3, 2**31 - 2):
+        restored.get_frame(n)
+    assert sorted(run["middle"] for run in double.runs) == [1, 2**31 - 4, 2**31 - 3]

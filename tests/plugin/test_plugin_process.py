@@ -81,6 +81,24 @@ def test_programs_end_with_frames_in_flight(process_environment, double, threads
         assert (done.returncode, done.stdout) == (0, b"end\n"), done.stderr.decode()
 
 
+REAL = """
+import sys, vapoursynth as vs
+clip = vs.core.std.BlankClip(None, 320, 192, vs.YUV420P8, length=60, color=[90, 100, 120])
+clip = clip.diqp.Restore(qp=37, codec="hevc", model="lite", backend="cpu")
+futures = [clip.get_frame_async(n) for n in range(40)]
+futures[0].result()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["", "del clip, futures", "sys.exit(0)"], ids=["runs out", "drops", "exits"])
+def test_programs_end_quietly_with_real_frames_in_flight(process_environment, ending):
+    """The run under way is finished, also where it wants threads of Python's own, whose time is over then."""
+    done = run([sys.executable, "-c", REAL + ending], process_environment, VSDIQP_THREADS="2")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"Error" not in done.stderr and b"Traceback" not in done.stderr, done.stderr.decode()
+
+
 def test_programs_end_that_fail_or_keep_their_clips(process_environment):
     for ending, status in (("sys.exit(3)", 3), ("raise RuntimeError", 1), ("core.keep = clip.get_frame(5)", 0)):
         code = CLIP + "clip.get_frame(0)\n" + ending.replace("core.keep", "sys.keep") + "\n"

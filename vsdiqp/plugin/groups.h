@@ -21,7 +21,7 @@ struct Groups {
     int look_ahead; ///< frames between a group's last frame and the frame it looks ahead to; 0 is its own last frame
     int neighbours; ///< frames that are seen on each side of a group
 
-    int count() const { return (frames + kGroupSize - 1) / kGroupSize; }
+    int count() const { return frames / kGroupSize + (frames % kGroupSize != 0); }
 
     static int containing(int frame) { return frame / kGroupSize; }
 

@@ -36,7 +36,7 @@ Api resolve_all() {
     DIQP_RESOLVE(PyLong_AsLongLong);
     DIQP_RESOLVE(PyLong_FromVoidPtr);
     DIQP_RESOLVE(PyFloat_FromDouble);
-    DIQP_RESOLVE(PyUnicode_FromStringAndSize);
+    DIQP_RESOLVE(PyUnicode_DecodeUTF8);
     DIQP_RESOLVE(PyUnicode_AsUTF8AndSize);
     DIQP_RESOLVE(PyErr_GetRaisedException);
     DIQP_RESOLVE(PyErr_Occurred);
@@ -171,7 +171,9 @@ Object address(const void *value) {
 }
 
 Object text(const std::string &value) {
-    return Object::own(Api::get().PyUnicode_FromStringAndSize(value.data(), static_cast<std::ptrdiff_t>(value.size())));
+    // VapourSynth takes any bytes for text; whoever has to say that they are not accepted has to be able to show them.
+    return Object::own(
+        Api::get().PyUnicode_DecodeUTF8(value.data(), static_cast<std::ptrdiff_t>(value.size()), "backslashreplace"));
 }
 
 Object dict() {

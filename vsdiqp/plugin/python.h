@@ -38,7 +38,7 @@ struct Api {
     long long (*PyLong_AsLongLong)(PyObject *);
     PyObject *(*PyLong_FromVoidPtr)(void *);
     PyObject *(*PyFloat_FromDouble)(double);
-    PyObject *(*PyUnicode_FromStringAndSize)(const char *, std::ptrdiff_t);
+    PyObject *(*PyUnicode_DecodeUTF8)(const char *, std::ptrdiff_t, const char *);
     const char *(*PyUnicode_AsUTF8AndSize)(PyObject *, std::ptrdiff_t *);
     PyObject *(*PyErr_GetRaisedException)();
     PyObject *(*PyErr_Occurred)();
