@@ -68,6 +68,7 @@ WRONG = {
     "frames in another order": lambda x: x.flip(2),
     "moved by a pixel": lambda x: x.roll(1, -1),
     "the second of two": lambda x: torch.cat([x[:1], x[1:].flip(2)]),
+    "the first in place of the second": lambda x: x[:1].expand_as(x),
     "one alone": lambda x: x.flip(2) if len(x) == 1 else x,
 }
 

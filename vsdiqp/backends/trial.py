@@ -4,6 +4,7 @@ Compiled kernels depend on the GPU, its driver, Triton and the compilers behind 
 ever been seen. What is wrong there would be wrong in every picture, and a picture must never get worse.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -52,27 +53,32 @@ def objection(
     """Why ``predictor`` is not to be used on a device: how far it is from ``network`` (fp32, on the CPU); None if near.
 
     dtype: precision that it computes in; tile: width and height; half_tiles: it is given tiles in fp16. It has to
-    answer for one tile, and for ``batch`` at once. Raises what the predictor raises: that memory did not suffice,
-    too, which says nothing of it.
+    answer for one tile as the network does, and for ``batch`` different ones at once as for each of them alone. Raises
+    what the predictor raises: that memory did not suffice, too, which says nothing of it.
     """
     around, ahead_scaled, decay, *arguments = _arguments(network, *tile)
 
-    def answer(of: Predictor, device: torch.device, kind: torch.dtype, items: int = 1) -> Tensor:
+    def answer(of: Predictor, device: torch.device, kind: torch.dtype, mirrored: Sequence[bool]) -> Tensor:
+        """For as many tiles, some of them the other's mirror image."""
         around_there, ahead_there, *there = (t.to(device) for t in (around, ahead_scaled, *arguments))
         decay_there = decay.to(device)
         guides = of.frame_guides(around_there.to(kind), ahead_there.to(kind), decay_there)
         picture, ahead, location, *beside = there
-        tiles = (picture.to(kind), ahead.to(kind), *beside)
-        picture, ahead, *beside = (t.repeat_interleave(items, 0) for t in tiles)
-        locations = location.repeat_interleave(items, 1)
+        given = (picture.to(kind), ahead.to(kind), *beside)
+        picture, ahead, *beside = (torch.cat([t.flip(-1) if other else t for other in mirrored]) for t in given)
+        locations = location.repeat_interleave(len(mirrored), 1)
         return of.predict(picture, ahead, guides, locations, decay_there, *beside).double().cpu()
 
+    kind = torch.float16 if half_tiles else torch.float32
     with torch.inference_mode(), on(where):
-        expected = answer(network, torch.device("cpu"), torch.float32)
-        kind = torch.float16 if half_tiles else torch.float32
-        answers = torch.cat([answer(predictor, where, kind, items) for items in dict.fromkeys((1, batch))])
-    errors, scale = (answers - expected).abs(), max(LEAST, _rms(expected))
-    share, largest = errors.square().mean((1, 2, 3, 4)).sqrt().max().item() / scale, errors.max().item() / scale
+        expected = answer(network, torch.device("cpu"), torch.float32, [False])
+        errors = [answer(predictor, where, kind, [False]) - expected]
+        if batch > 1:
+            both = (expected, answer(predictor, where, kind, [True]))
+            mirrored = [index % 2 > 0 for index in range(batch)]
+            errors.append(answer(predictor, where, kind, mirrored) - torch.cat([both[other] for other in mirrored]))
+    error, scale = torch.cat(errors).abs(), max(LEAST, _rms(expected))
+    share, largest = error.square().mean((1, 2, 3, 4)).sqrt().max().item() / scale, error.max().item() / scale
     if share <= LIMITS[dtype] and largest <= LIMITS[dtype] * LARGEST:  # never so if anything is NaN
         return None
     return (
