@@ -3,6 +3,7 @@ Triton's interpreter.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -16,7 +17,7 @@ from vsdiqp.network.stem import CellHead, CellStem, FrameBlock, head_channels, l
 
 pytest.importorskip("triton", reason="needs Triton, which CUDA builds of torch bring")
 
-from vsdiqp.backends import fused, fused_cells
+from vsdiqp.backends import fused, fused_cells, pipelines
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISIONS = [
@@ -113,6 +114,24 @@ def test_an_item_does_not_depend_on_its_batch():
     residual = fused_cells.residual(answer, bias, tile, beside, damage)
     alone = fused_cells.residual(answer[3:6], bias, *(t[1:2] for t in (tile, beside, damage)))
     assert torch.equal(residual[1:2], alone)
+
+
+@pytest.mark.parametrize("fences, own, stages", [(True, True, 3), (False, True, 1), (False, False, 3)])
+def test_copies_are_asynchronous_where_that_is_safe(
+    fences: bool, own: bool, stages: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Tensor cores that read shared memory on their own need a fence, which an older Triton leaves out."""
+    monkeypatch.setattr(pipelines, "FENCES", fences)
+    monkeypatch.setattr(pipelines, "reads_on_its_own", lambda _: own)
+    asked: list[int] = []
+
+    class Launched:
+        def __getitem__(self, _: object) -> Callable[..., None]:
+            return lambda *_, num_stages, **__: asked.append(num_stages)
+
+    monkeypatch.setattr(fused_cells.convolutions, "convolve", Launched())
+    fused_cells.Convolution(torch.nn.Conv2d(32, 32, 3))(torch.zeros(1, 32, 8, 8))
+    assert asked == [stages]
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
