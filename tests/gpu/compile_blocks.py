@@ -7,13 +7,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vsdiqp.backends import pipelines
 from vsdiqp.backends.fused import Tuning, depthwise_block, joined_block, tuning
 from vsdiqp.backends.fused_cells import CONVOLUTION, WARPS
-from vsdiqp.backends.pipelines import FENCES
 from vsdiqp.kernels import blocks, cells, convolutions, depthwise, joins
 
 HALF, FULL, COUNT, SIXTEENS = "*fp16", "*fp32", "i32", "i32:16"
@@ -184,6 +185,7 @@ POINTWISE = (
 def compile_for(architecture: int) -> dict[str, dict[str, object]]:
     """Shared memory, registers, bytes of stack (spills) and whether tensor cores are used, by kernel."""
     found = {}
+    pipelines.reads_on_its_own = lambda _: architecture // 10 in pipelines.ON_THEIR_OWN  # as if it were here
     for name, kernel, types, constants, warps, *stages in CASES:
         if name.endswith(DESCRIBED) and architecture != 90:
             continue
@@ -196,7 +198,7 @@ def compile_for(architecture: int) -> dict[str, dict[str, object]]:
         }
         count = stages[0] if stages else STAGES
         if kernel in (blocks.linear, convolutions.convolve) and not name.endswith(DESCRIBED):
-            count = count if FENCES or architecture // 10 not in (9, 10, 11) else 1  # as `stages` has it there
+            count = pipelines.stages(torch.device("cuda"), count)
         made = triton.compile(
             ASTSource(kernel, signature, fixed, aligned),
             target=GPUTarget("cuda", architecture, 32),

@@ -44,7 +44,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from vsdiqp.backends import fused, pipelines
     from vsdiqp.kernels import depthwise_cuda
 
-    monkeypatch.setattr(pipelines, "reads_on_its_own", lambda _: int(PTX) // 10 in (9, 10, 11))
+    monkeypatch.setattr(pipelines, "reads_on_its_own", lambda _: int(PTX) // 10 in pipelines.ON_THEIR_OWN)
     monkeypatch.setattr(fused, "describes", lambda _: int(PTX) // 10 == 9)
     monkeypatch.setattr(fused, "strips_fit", lambda x, shape: x.dtype != torch.float32 and depthwise_cuda.fits(shape))
     monkeypatch.setattr(fused, "_strips", strips_for(f"compute_{PTX}"))

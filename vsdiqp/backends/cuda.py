@@ -231,7 +231,7 @@ class GpuBackend:
         """See `Backend.close`."""
         slots, self._slots = self._slots, []
         for slot in slots:
-            self._free.get()
+            self._free.get()  # or the queue would hold on to them
             slot.close()
 
     def _trim(self) -> None:

@@ -7,10 +7,13 @@ from typing import Final
 import torch
 import triton
 
+ON_THEIR_OWN: Final = (9, 10, 11)
+"""Compute capabilities, but for what is behind the point, whose tensor cores read shared memory on their own (wgmma,
+tcgen05): Hopper, and Blackwell's large ones."""
 FENCES: Final = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2]) >= (3, 8)
 """Whether Triton puts a fence between asynchronous copies into shared memory and the tensor cores that read it on their
-own (wgmma, tcgen05). 3.6 does not (triton issue 9610), although PTX asks for one: what they read may then be older. 3.7
-was not looked at."""
+own. 3.6 does not (triton issue 9610), although PTX asks for one: what they read may then be older. 3.7 was not looked
+at."""
 
 
 def stages(device: torch.device, wanted: int) -> int:
@@ -21,5 +24,5 @@ def stages(device: torch.device, wanted: int) -> int:
 
 @cache
 def reads_on_its_own(device: torch.device) -> bool:
-    """Whether a GPU's tensor cores read shared memory on their own: Hopper, and Blackwell's large ones."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10, 11)
+    """Whether a GPU is one of `ON_THEIR_OWN`."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in ON_THEIR_OWN
