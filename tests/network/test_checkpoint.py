@@ -5,6 +5,7 @@ import json
 import pickle
 import resource
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,53 @@ def test_codec_is_guessed_from_the_name(tmp_path: Path) -> None:
         config = read_config(tmp_path / name)
         assert config.codecs == codecs and set(config.qp_range) == set(codecs)
         assert config.depths == vectors.S.depths and config.uses_ahead
+
+
+WRAPPINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "in parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+    "with an optimiser": lambda state: {"epoch": 3, "optimizer": {"state": {}}, "state_dict": state},
+    "in parallel, in a dictionary": lambda state: {"model": {f"module.{name}": v for name, v in state.items()}},
+    "beside numbers": lambda state: {**state, "epoch": 3, "best": 1.0},
+    "beside buffers": lambda state: {**state, "encoderlayer_0.blocks.0.attn_mask": torch.zeros(4, 64, 64)},
+    "in half precision": lambda state: {name: value.half() for name, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("wrapping", list(WRAPPINGS))
+def test_released_weights_as_training_programs_save_them(wrapping: str, tmp_path: Path) -> None:
+    torch.save(released_state(), tmp_path / "a.pt")
+    torch.save(WRAPPINGS[wrapping](released_state()), tmp_path / "b.pt")
+    plain, wrapped = load_checkpoint(tmp_path / "a.pt"), load_checkpoint(tmp_path / "b.pt")
+    assert wrapped.config == dataclasses.replace(plain.config, name="b.pt") == read_config(tmp_path / "b.pt")
+    for one, other in zip(plain.state_dict().values(), wrapped.state_dict().values(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-7)
+
+
+def test_released_weights_as_safetensors(tmp_path: Path) -> None:
+    save_file(released_state(), tmp_path / "checkpoint_AV1.safetensors")
+    network = load_checkpoint(tmp_path / "checkpoint_AV1.safetensors")
+    assert network.config == read_config(tmp_path / "checkpoint_AV1.safetensors")
+    assert network.config.codecs == ("av1",) and checkpoint.read_metadata(tmp_path / "checkpoint_AV1.safetensors") == {}
+
+
+def test_a_feed_forward_of_another_width(tmp_path: Path) -> None:
+    config = dataclasses.replace(vectors.S, mlp_ratio=2)
+    torch.save({key: vectors.weight(key, shape) for key, shape in vectors.shapes(config).items()}, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt").config.mlp_ratio == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(value: float, tmp_path: Path) -> None:
+    state = released_state()
+    state["lost.proj.0.bias"][0] = value
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(DiqpError, match=r"does not fit.*lost.project.bias holds numbers that are not finite"):
+        load_checkpoint(tmp_path / "a.pt")
+    state["lost.proj.0.bias"] = torch.zeros_like(state["lost.proj.0.bias"], dtype=torch.complex64)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(DiqpError, match=r"does not fit.*lost.project.bias holds torch.complex64"):
+        load_checkpoint(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("missing", ["lost.stepEmbedding.weight", "conv.blocks.0.attn.relative_position_bias_table"])

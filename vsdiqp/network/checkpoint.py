@@ -7,7 +7,7 @@ Nothing in a file is ever executed: safetensors holds tensors only, and released
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Where shipped checkpoints live."""
 FORMAT = "vsdiqp-1"
 METADATA_KEY = "vsdiqp"
+_FIRST = "input_proj.proj.0.weight"
+"""A released name that tells a DiQP state dict from all others."""
+_MADE_HERE = ("relative_position_index", "attn_mask")
+"""Ends of the names of buffers that follow from the configuration."""
 
 # Released name -> ours, tried in order (spec/diqp.md, "State-dict names").
 _RELEASED = [
@@ -61,7 +65,7 @@ _PARTS = [
 
 def released_name(name: str) -> str | None:
     """Our name for a released parameter; None for buffers that we make ourselves. Raises KeyError for a stranger."""
-    if name.endswith("relative_position_index"):
+    if name.endswith(_MADE_HERE):
         return None
     for pattern, replacement in _RELEASED:
         mapped, hits = re.subn(pattern, replacement, name)
@@ -93,6 +97,7 @@ def released_config(state: Mapping[str, Tensor], name: str = "released", codec: 
     ]
     rows = [state[f"lost.{table}.weight"].shape[0] for table in tables]
     first_table = state["encoderlayer_0.blocks.0.attn.relative_position_bias_table"]
+    expand = state["encoderlayer_0.blocks.0.mlp.linear1.0.weight"]
     if codec is None:
         codec = next((c for c in ("av1", "hevc") if c in name.lower()), None)
     ranges = {"hevc": (3, 51), "av1": (3, 255)}
@@ -103,6 +108,7 @@ def released_config(state: Mapping[str, Tensor], name: str = "released", codec: 
         depths=tuple(depth(stage) for stage in stages),
         heads=tuple(state[f"{s}.blocks.0.attn.relative_position_bias_table"].shape[1] for s in stages),
         window=(round(first_table.shape[0] ** 0.5) + 1) // 2,
+        mlp_ratio=expand.shape[0] // expand.shape[1],
         look_around=tuple(state[f"encoderGuide.encoder.{i}.0.0.0.weight"].shape[0] for i in range(levels)),
         look_ahead=tuple(state[f"decoderGuide.bPicNet.{i}.0.0.0.weight"].shape[0] for i in range(levels)),
         table_rows=(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]),
@@ -155,30 +161,47 @@ def read_first_pass(model: str) -> DiQPConfig:
 def read_config(model: str | Path) -> DiQPConfig:
     """Describe a checkpoint; of a .safetensors file only the header is read."""
     path = resolve(model)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, weights=False)[0]
-    return _convert(_read_released(path), path)[0]
+    return _described(path) if path.suffix == ".safetensors" else _convert(_read_pickled(path), path)[0]
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> DiQP:
     """Load a network, ready for inference.
 
-    path: a shipped name ("lite"), one of our .safetensors files, or a released .pt state dict. The result is a torch
-    module in evaluation mode and fp32; see `DiQP.forward` for its call. Raises DiqpError when there is no such file,
-    or it is damaged, or it is no DiQP checkpoint.
+    path: a shipped name ("lite"), one of our .safetensors files, or a released state dict: .pt, alone or as training
+    programs wrap one (`_state_dict`), or .safetensors. The result is a torch module in evaluation mode and fp32; see
+    `DiQP.forward` for its call. Raises DiqpError when there is no such file, or it is damaged, or no DiQP checkpoint.
     """
     file = resolve(path)
     if file.suffix == ".safetensors":
-        config, state = _read_safetensors(file, weights=True)
+        config, state = _described(file), _read_tensors(file)
+        if METADATA_KEY not in _read_metadata(file):
+            config, state = _convert(state, file)
     else:
-        released = _read_released(file)
-        config, state = _convert(released, file)
+        config, state = _convert(_read_pickled(file), file)
     network = DiQP(config)
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise DiqpError(f"{file} does not fit the network it describes: {error}") from None
+    _check_weights(network, state, file)
+    network.load_state_dict(state, strict=True)
     return network.to(device).prepare()
+
+
+def _check_weights(network: DiQP, state: Mapping[str, Tensor], path: Path) -> None:
+    wanted = network.state_dict()
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in wanted]
+    for name in wanted.keys() & state.keys():
+        given, shape = state[name], tuple(wanted[name].shape)
+        if tuple(given.shape) != shape:
+            problems.append(f"{name} is {tuple(given.shape)} instead of {shape}")
+        elif wanted[name].is_floating_point() and not given.is_floating_point():
+            problems.append(f"{name} holds {given.dtype} instead of floating point numbers")
+        elif given.is_floating_point() and not given.isfinite().all():
+            problems.append(f"{name} holds numbers that are not finite")
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise DiqpError(
+            f"{path} does not fit the network it describes: {'; '.join(sorted(problems)[:3])}{more}; download or make "
+            f"it again"
+        )
 
 
 def save_checkpoint(network: DiQP, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -197,23 +220,36 @@ def read_metadata(model: str | Path) -> dict[str, Any]:
     path = resolve(model)
     if path.suffix != ".safetensors":
         return {}
-    _read_safetensors(path, weights=False)
-    with safe_open(path, "pt") as file:
-        header: dict[str, Any] = json.loads(file.metadata()[METADATA_KEY])
+    _described(path)
+    header: dict[str, Any] = json.loads(_read_metadata(path).get(METADATA_KEY, "{}"))
     return {name: value for name, value in header.items() if name not in ("format", "config")}
 
 
-def _read_safetensors(path: Path, weights: bool) -> tuple[DiQPConfig, dict[str, Tensor]]:
+def _read_metadata(path: Path) -> dict[str, str]:
+    return _opened(path, lambda file: file.metadata() or {})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    return _opened(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def _opened[T](path: Path, read: Callable[[Any], T]) -> T:
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
+            return read(file)
     except (SafetensorError, OSError) as error:
         raise DiqpError(f"{path} is damaged or no .safetensors file ({error}); download or make it again") from None
+
+
+def _described(path: Path) -> DiQPConfig:
+    """The configuration in the header of a .safetensors file; of a released state dict, that of its shapes."""
+    metadata = _read_metadata(path)
     if METADATA_KEY not in metadata:
+        if _opened(path, lambda file: _FIRST in file.keys()):  # noqa: SIM118
+            return _convert(_read_tensors(path), path)[0]
         raise DiqpError(
             f"{path} is a .safetensors file, but of another program: it lacks vsdiqp's description of the network. "
-            f"Accepted are files made by 'vsdiqp train' or 'vsdiqp convert', and released DiQP .pt files"
+            f"Accepted are files made by 'vsdiqp train' or 'vsdiqp convert', and released DiQP state dicts"
         )
     try:
         header = json.loads(metadata[METADATA_KEY])
@@ -225,20 +261,37 @@ def _read_safetensors(path: Path, weights: bool) -> tuple[DiQPConfig, dict[str, 
         raise DiqpError(f"{path} is damaged: its description of the network cannot be read ({error!r})") from None
     if config is None:
         raise DiqpError(f"{path} has format {form!r}; this version of vsdiqp reads {FORMAT!r}: update vsdiqp")
-    return config, state
+    return config
 
 
-def _read_released(path: Path) -> dict[str, Tensor]:
+def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for many kinds of garbage
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DiqpError(f"{path} is no checkpoint that can be read safely ({reason})") from None
-    if not isinstance(state, dict) or "input_proj.proj.0.weight" not in state:
+    state = _state_dict(content)
+    if state is None:
+        names = [str(name) for name in content] if isinstance(content, dict) else []
+        found = f"a dictionary of {', '.join(names[:3])}, …" if names else f"a {type(content).__name__}"
         raise DiqpError(
-            f"{path} is no DiQP checkpoint: accepted are released DiQP state dicts (.pt) and vsdiqp's own .safetensors"
+            f"{path} is no DiQP checkpoint but {found}: accepted are released DiQP state dicts (.pt) and vsdiqp's own "
+            f".safetensors"
         )
-    return dict(state)
+    return state
+
+
+def _state_dict(content: Any) -> dict[str, Tensor] | None:
+    """The DiQP state dict in what a training program saved: alone, or one of several values of a dictionary, its names
+    with or without what torch's wrappers put before them (module., _orig_mod.). None where there is none."""
+    if not isinstance(content, Mapping):
+        return None
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    first = min((name for name in tensors if name.endswith(_FIRST)), key=len, default=None)
+    if first is None:
+        return next((state for value in content.values() if (state := _state_dict(value)) is not None), None)
+    prefix = first.removesuffix(_FIRST)
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _convert(released: Mapping[str, Tensor], path: Path) -> tuple[DiQPConfig, dict[str, Tensor]]:
