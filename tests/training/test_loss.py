@@ -39,12 +39,14 @@ def make_batch(size: int = 2, noise: float = 0.02, seed: int = 0) -> Batch:
     luma_true = 0.2 + 0.6 * random(size, 3, HEIGHT, WIDTH, seed=seed)
     chroma_true = 0.2 * (random(size, 2, 3, HEIGHT // 2, WIDTH // 2, seed=seed + 1) - 0.5)
     luma = luma_true + noise * (random(*luma_true.shape, seed=seed + 2) - 0.5)
+    chroma = chroma_true + noise * (random(*chroma_true.shape, seed=seed + 3) - 0.5)
+    errors = [(luma - luma_true).square().mean((2, 3))[:, None], (chroma - chroma_true).square().mean((3, 4))]
     return Batch(
         luma=luma,
-        chroma=chroma_true + noise * (random(*chroma_true.shape, seed=seed + 3) - 0.5),
+        chroma=chroma,
         luma_true=luma_true,
         chroma_true=chroma_true,
-        error=(luma - luma_true).square().mean((2, 3)),
+        error=torch.cat(errors, 1),
         typical=torch.full((size,), 0.012**2),
         location=torch.zeros(6, size, 1),
         decay=torch.ones(size, 1, 1, 1, 1),
@@ -156,7 +158,7 @@ def test_relative_loss_of_doing_nothing() -> None:
     """One, but for the floor: a frame's error is measured by itself."""
     batch = make_batch()
     batch.chroma = batch.chroma_true
-    share = batch.error / (batch.error + 0.1 * batch.typical[:, None])
+    share = batch.error[:, 0] / (batch.error[:, 0] + 0.1 * batch.typical[:, None])
     assert loss(batch, 0.0, LITE, "relative") == pytest.approx(share.mean().item(), rel=1e-5)
 
 
@@ -207,6 +209,19 @@ def test_imitation() -> None:
     assert nothing == pytest.approx(10 * (batch.taught.square().mean() / 0.012**2).item(), rel=1e-3)
 
 
+def test_relative_loss_counts_chroma_by_its_own_damage() -> None:
+    """Chroma is mostly damaged less than luma; half of its damage taken off counts the same however little it is."""
+    losses = []
+    for damage in (0.02, 0.005):
+        batch = make_batch()
+        batch.chroma = batch.chroma_true + damage
+        batch.error[:, 1:], batch.typical = damage**2, torch.zeros(2)
+        residual = torch.zeros(2, 3, 3, HEIGHT, WIDTH)
+        residual[:, 1:] = -damage / 2
+        losses.append([loss(batch, 0.0, LITE, "relative"), loss(batch, residual, LITE, "relative")])
+    assert losses[0] == pytest.approx([1.2, 1.05], rel=1e-3) and losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_consistency_is_measured_as_the_relative_loss_is() -> None:
     """Nothing from itself; from another answer as much as the relative loss would be, were that the truth."""
     batch = make_batch()
@@ -218,5 +233,5 @@ def test_consistency_is_measured_as_the_relative_loss_is() -> None:
     assert consistency_loss(restored, truth, batch, 0.0).item() == pytest.approx(expected, rel=1e-4)
     coloured = restored.clone()
     coloured[:, 1] += 0.01
-    expected = 0.2 * (0.01**2 / (batch.error + 0.1 * batch.typical[:, None])).mean().item()
+    expected = 0.2 * (0.01**2 / (batch.error[:, 1] + 0.1 * batch.typical[:, None])).mean().item()
     assert consistency_loss(coloured, restored, batch, 0.2).item() == pytest.approx(expected, rel=1e-3)

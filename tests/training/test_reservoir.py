@@ -16,7 +16,7 @@ def numbered(first: int, count: int) -> Batch:
 
     return Batch(
         luma=part(3, 4, 4), chroma=part(2, 3, 2, 2), luma_true=part(3, 4, 4), chroma_true=part(2, 3, 2, 2),
-        error=part(3), typical=part(), location=part(6, 1).movedim(0, 1), decay=part(1, 1, 1, 1), qp=part(),
+        error=part(3, 3), typical=part(), location=part(6, 1).movedim(0, 1), decay=part(1, 1, 1, 1), qp=part(),
         codec=[f"codec {first + index}" for index in range(count)], whole=None, ahead=None,
         matrix=list(range(first, first + count)), beside=part(3, 6, 4, 4),
     )  # fmt: skip

@@ -41,7 +41,7 @@ class Batch:
     luma_true: Tensor
     chroma_true: Tensor
     error: Tensor
-    """B, 3: mean squared luma error of the whole decoded frames."""
+    """B, 3, 3: mean squared error of the whole decoded frames, by plane (Y, Cb, Cr) and frame."""
     typical: Tensor
     """B: squared error that is usual at the sample's QP."""
     location: Tensor
@@ -131,6 +131,13 @@ def normalised(samples: np.ndarray, bits: int, chroma: bool) -> Tensor:
     return torch.from_numpy(samples.astype(np.float32)).sub_(offset * shift).div_(scale * shift)
 
 
+def squared_errors(planes: tuple[np.ndarray, np.ndarray], truth: tuple[np.ndarray, np.ndarray], bits: int) -> Tensor:
+    """Y (F, H, W) and chroma (2, F, H / 2, W / 2) in code values -> mean squared errors (0..1 scale), (3, F)."""
+    luma = normalised(planes[0], bits, False) - normalised(truth[0], bits, False)
+    chroma = normalised(planes[1], bits, True) - normalised(truth[1], bits, True)
+    return torch.cat([luma.square().mean((1, 2))[None], chroma.square().mean((2, 3))])
+
+
 class Batches:
     """Endless batches from a pool, made ahead by ``makers`` (``pin``: in page-locked memory); also measures every
     stream's error once.
@@ -162,12 +169,11 @@ class Batches:
         self._ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=max(2, makers))
 
     def stream_error(self, item: DecodedItem, index: int) -> Tensor:
-        """(frames,) mean squared luma error of the decoded frames."""
+        """(3, frames) mean squared error of Y, Cb and Cr of the decoded frames."""
         key = (item.number, index)
         if key not in self._errors:
-            truth = normalised(item.source.y, item.source.bits, chroma=False)
-            decoded = normalised(item.degraded[index].clip.y, item.source.bits, chroma=False)
-            self._errors[key] = (decoded - truth).square().mean((1, 2))
+            truth, decoded = item.source, item.degraded[index].clip
+            self._errors[key] = squared_errors((decoded.y, decoded.c), (truth.y, truth.c), truth.bits)
         return self._errors[key]
 
     @property
@@ -183,7 +189,7 @@ class Batches:
         index = int(rng.integers(len(item.degraded)))
         one = DecodedItem(item.number, item.source, (item.degraded[index],), item.matrix, item.cuts, item.sources)
         sample = self.dataset.cut(one, rng)
-        return sample, self.stream_error(item, index)[list(sample.shown)]
+        return sample, self.stream_error(item, index)[:, list(sample.shown)]
 
     def make(self, maker: int = 0) -> Batch:
         """Draw one batch. Every maker draws its own."""

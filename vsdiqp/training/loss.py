@@ -27,22 +27,27 @@ def planes_error(tile: Tensor, restored: Tensor, batch: Batch) -> tuple[Tensor, 
 def training_loss(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig, kind: str, chroma: float) -> Tensor:
     """The loss of a batch.
 
-    "relative" divides a sample's squared error by its whole frame's error before restoration: its mean then moves with
-    the mean PSNR gain, which is a mean of logarithms (spec/restoration-notes.md, lesson 3), yet flat patches of a busy
-    frame keep their small weight.
+    "relative" divides a sample's squared error by its whole frame's error before restoration, plane by plane: its mean
+    then moves with the mean PSNR gain, which is a mean of logarithms (spec/restoration-notes.md, lesson 3), yet flat
+    patches of a busy frame keep their small weight. ``chroma``: weight of each chroma plane beside luma.
     """
     if config.colour == "rgb":
         truth = to_colour(batch.luma_true, batch.chroma_true, config, batch.matrix)
         if kind == "charbonnier":
             return charbonnier(restored - truth)
         error = (restored - truth).square().mean((1, 3, 4))
-        return (error / (batch.error + ERROR_FLOOR * batch.typical[:, None])).mean()
+        return (error * _weight(batch)[:, 0]).mean()
     luma, colour = planes_error(tile, restored, batch)
     if kind == "charbonnier":
         return charbonnier(luma) + chroma * 2 * charbonnier(colour)
-    scale = 1 / (batch.error + ERROR_FLOOR * batch.typical[:, None])
-    loss = (luma.square().mean((2, 3)) * scale).mean()
-    return loss + chroma * 2 * (colour.square().mean((1, 3, 4)) * scale).mean()
+    weight = _weight(batch)
+    loss = (luma.square().mean((2, 3)) * weight[:, 0]).mean()
+    return loss + chroma * 2 * (colour.square().mean((3, 4)) * weight[:, 1:]).mean()
+
+
+def _weight(batch: Batch) -> Tensor:
+    """B, 3, 3: what a squared error counts, by plane and frame."""
+    return 1 / (batch.error + ERROR_FLOOR * batch.typical[:, None, None])
 
 
 def imitation_loss(tile: Tensor, restored: Tensor, batch: Batch) -> Tensor:
@@ -66,7 +71,7 @@ def distillation_loss(tile: Tensor, restored: Tensor, taught: Tensor, batch: Bat
 def consistency_loss(restored: Tensor, taught: Tensor, batch: Batch, chroma: float) -> Tensor:
     """Squared distance of a YCbCr network's result to another answer for the same samples, in the units of the
     "relative" `training_loss`. ``chroma``: weight of each plane beside luma."""
-    distance = (restored - taught).square().mean((3, 4)) / (batch.error + ERROR_FLOOR * batch.typical[:, None])[:, None]
+    distance = (restored - taught).square().mean((3, 4)) * _weight(batch)
     return distance[:, 0].mean() + chroma * distance[:, 1:].sum(1).mean()
 
 
@@ -82,3 +87,16 @@ def luma_gain(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig, 
     before_error = (batch.luma - batch.luma_true).square().mean((2, 3)) + 1e-9
     after_error = (after.clamp(-0.1, 1.1) - batch.luma_true).square().mean((2, 3)) + 1e-9
     return 10 * torch.log10(before_error / after_error)
+
+
+def chroma_gain(residual: Tensor, batch: Batch, codes: int = 0) -> Tensor:
+    """PSNR gain in dB of every sample's planes, Cb and Cr, over its frames: B, 2.
+
+    ``residual``: what is added to ``batch.chroma``, B, 2, 3, h / 2, w / 2 (`unsited`). ``codes``: code values in a
+    range of 1 to round to, if any.
+    """
+    after = batch.chroma + residual
+    if codes:
+        after = (after * codes).round() / codes
+    before_error = (batch.chroma - batch.chroma_true).square().mean((2, 3, 4)) + 1e-9
+    return 10 * torch.log10(before_error / ((after - batch.chroma_true).square().mean((2, 3, 4)) + 1e-9))

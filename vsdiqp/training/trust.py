@@ -16,8 +16,8 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig
 from vsdiqp.network.stem import CELL_OUTPUTS, CellHead
 from vsdiqp.training.batches import unsited
-from vsdiqp.training.loss import luma_gain
-from vsdiqp.training.validation import NOTHING, Restored, luma_codes
+from vsdiqp.training.loss import chroma_gain, luma_gain
+from vsdiqp.training.validation import NOTHING, Restored, chroma_codes, luma_codes
 
 SHARES = tuple(step / 20 for step in range(27))
 """Shares of luma that are tried: 0 to 1.3."""
@@ -49,7 +49,6 @@ def measure(streams: Iterable[Restored], config: DiQPConfig) -> Measured:
     """
     found = Measured()
     for seen in streams:
-        scale = 1 << (seen.bits - 8)
         change = seen.restored - seen.tile
         gains = [
             luma_gain(seen.tile, seen.tile + share * change, seen.batch, config, luma_codes(seen.bits)).mean().item()
@@ -57,23 +56,17 @@ def measure(streams: Iterable[Restored], config: DiQPConfig) -> Measured:
         ]
         found.luma[seen.codec, seen.qp].append(gains)
         if config.colour == "ycbcr":
-            found.chroma[seen.codec, seen.qp] += _chroma_gains(
-                unsited(change[:, 1:]), seen.batch.chroma, seen.batch.chroma_true, 224 * scale
-            )
+            found.chroma[seen.codec, seen.qp] += _chroma_gains(unsited(change[:, 1:]), seen)
     if not found.luma:
         raise DiqpError(NOTHING)
     return found
 
 
-def _chroma_gains(change: Tensor, seen: Tensor, truth: Tensor, codes: int) -> list[list[list[float]]]:
-    """For both planes (1, 2, 3, h, w in all arguments), every share of luma and every share of chroma."""
-    before = (seen - truth).square().mean((0, 2, 3, 4)) + 1e-9
+def _chroma_gains(change: Tensor, seen: Restored) -> list[list[list[float]]]:
+    """For both planes, every share of luma and every share of chroma of the residual 1, 2, 3, h / 2, w / 2."""
     table = torch.zeros(2, len(SHARES), len(CHROMA))
     products = sorted({round(a * b, 4) for a in SHARES for b in CHROMA})
-    gains = {}
-    for product in products:
-        after = ((seen + product * change) * codes).round() / codes
-        gains[product] = 10 * torch.log10(before / ((after - truth).square().mean((0, 2, 3, 4)) + 1e-9))
+    gains = {product: chroma_gain(product * change, seen.batch, chroma_codes(seen.bits))[0] for product in products}
     for i, a in enumerate(SHARES):
         for j, b in enumerate(CHROMA):
             table[:, i, j] = gains[round(a * b, 4)]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP
-from vsdiqp.training.batches import Batch, collate, predict
+from vsdiqp.training.batches import Batch, collate, predict, squared_errors, unsited
 from vsdiqp.training.dataset import PoolDataset
-from vsdiqp.training.loss import luma_gain
+from vsdiqp.training.loss import chroma_gain, luma_gain
 
 UNHARMED = 1e-6
 """Squared error (60 dB) under which a frame has nothing to gain: a dB there says nothing of pictures."""
@@ -63,15 +63,13 @@ def restored_streams(
         frames, height, width = item.source.y.shape
         side = network.config.multiple
         size = (height - height % side, width - width % side)
-        codes = luma_codes(item.source.bits)
         for stream in item.degraded:
             # Groups as the filter forms them: 3k, 3k+1, 3k+2, here frames 3 to 5 where there are so many.
             sample = dataset.sample_at(item, stream, min(4, frames - 2), (0, 0), size, nominal=True)
-            squared = np.square(sample.y.astype(np.float32) - sample.y_true) / codes**2
-            error = torch.from_numpy(squared.mean((1, 2)))[None]
-            if error.min() < UNHARMED:
+            error = squared_errors((sample.y, sample.c), (sample.y_true, sample.c_true), sample.bits)
+            if error[0].min() < UNHARMED:
                 continue
-            batch = collate([sample], error, network, rng).to(device)
+            batch = collate([sample], error[None], network, rng).to(device)
             with autocast(device, precision):
                 tile, restored = predict(network, network.config, batch)
             yield Restored(stream.codec, stream.nominal, item.source.bits, batch, tile, restored.float())
@@ -84,21 +82,33 @@ def validate(
 ) -> dict[str, float]:
     """Mean Y-PSNR gain in dB by codec and nominal QP, rounded to the clip's bits; "mean" and "worst" over all.
 
+    Networks that restore the clip's own planes also tell "chroma" and "chroma_worst", over all planes Cb and Cr.
     ``items``: use so many, evenly spread; 0 uses all. Raises DiqpError where none has damaged frames.
     """
     sums: dict[str, list[float]] = defaultdict(list)
+    chroma: list[float] = []
     for seen in restored_streams(network, dataset, device, precision, items):
         gain = luma_gain(seen.tile, seen.restored, seen.batch, network.config, luma_codes(seen.bits))
         sums[f"{seen.codec}{seen.qp:.0f}"].append(gain.mean().item())
+        if network.config.colour == "ycbcr":
+            residual = unsited((seen.restored - seen.tile)[:, 1:])
+            chroma += chroma_gain(residual, seen.batch, chroma_codes(seen.bits)).flatten().tolist()
     result = {name: sum(v) / len(v) for name, v in sorted(sums.items())}
     everything = [g for v in sums.values() for g in v]
     if not everything:
         raise DiqpError(NOTHING)
     result["mean"] = sum(everything) / len(everything)
     result["worst"] = min(everything)
+    if chroma:
+        result["chroma"], result["chroma_worst"] = sum(chroma) / len(chroma), min(chroma)
     return result
 
 
 def luma_codes(bits: int) -> int:
     """Code values of limited-range luma."""
     return 219 * (1 << (bits - 8))
+
+
+def chroma_codes(bits: int) -> int:
+    """Code values of limited-range chroma."""
+    return 224 * (1 << (bits - 8))
