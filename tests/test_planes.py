@@ -252,6 +252,38 @@ def test_rounding_is_half_up_and_stays_in_the_code_range(bits, change):
     np.testing.assert_array_equal(target[0], expected)
 
 
+@pytest.mark.parametrize("change", [0.3, -0.3, 0.0])
+def test_float_rgb_ends_at_black_and_white_as_integers_do(change):
+    """The specification clamps its RGB. What a clip has beyond that is kept, and carried no farther."""
+    clip = clip_format("RGB", 32, size=(16, 16), sample_type="float")
+    source, target = [plane.copy() for plane in noise(clip, 3)], empty(clip)
+    for plane in source:
+        plane[0, :6] = -2.0, 0.1, 0.9, 3.0, np.inf, np.nan
+    FrameMap(clip, colour("RGB"), "rgb").add(tuple(source), target, torch.full((3, 16, 16), change), 0, 0, 16)
+    for old, new in zip(source, target, strict=True):
+        expected = np.clip(old + np.float32(change), np.minimum(old, 0), np.maximum(old, 1))
+        np.testing.assert_array_equal(new, expected if change else old)
+
+
+def test_float_yuv_keeps_the_room_that_integers_have():
+    clip = clip_format("YUV", 32, (0, 0), size=(16, 16), sample_type="float")
+    source, target = noise(clip, 3), empty(clip)
+    FrameMap(clip, colour(), "ycbcr").add(source, target, torch.full((3, 16, 16), 1.5), 0, 0, 16)
+    for old, new in zip(source, target, strict=True):
+        np.testing.assert_array_equal(new, old + np.float32(1.5))
+
+
+@pytest.mark.parametrize("change", [0.02, -0.02, 0.0])
+def test_codes_that_the_format_does_not_have_are_not_made_and_not_mended(change):
+    clip = clip_format("GRAY", 10, size=(16, 16))
+    source, target = [plane.copy() for plane in noise(clip, 3)], empty(clip)
+    source[0][0, :3] = 1023, 1500, 65535
+    FrameMap(clip, colour("GRAY"), "ycbcr").add(tuple(source), target, torch.full((3, 16, 16), change), 0, 0, 16)
+    old = source[0].astype(np.int64)
+    expected = np.clip(np.floor(old + np.float32(change) * np.float32(876) + 0.5), 0, np.maximum(old, 1023))
+    np.testing.assert_array_equal(target[0], expected)
+
+
 def test_grey_takes_the_luma_of_an_rgb_residual():
     clip = clip_format("GRAY", 32, size=(16, 16), sample_type="float")
     residual = torch.tensor([0.1, 0.2, 0.3])[:, None, None].expand(3, 16, 16)

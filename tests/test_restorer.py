@@ -218,6 +218,21 @@ def test_low_confidence_weakens_the_residual():
     np.testing.assert_allclose(job.targets[0][0] - job.frames[0][0], 0.1, atol=1e-6)
 
 
+def test_a_network_that_is_not_trusted_at_a_qp_is_not_asked():
+    class Timid(Constant):
+        def confidence(self, qp, codec):
+            return 0.0
+
+    clip = clip_format("GRAY", 32, sample_type="float")
+    job = make_run(clip, colour("GRAY"))
+    odd = job.frames[0][0].copy()
+    odd[0, :2] = -0.0, np.nan
+    job = dataclasses.replace(job, frames=((odd,), *job.frames[1:]))
+    network = Timid(0.2)
+    Restorer(FP32, clip, network).restore(job)
+    assert same_bits(job.frames[0], job.targets[0]) and not network.tiles
+
+
 def test_a_prediction_that_overflowed_changes_nothing():
     job = restore(Constant(float("nan")), clip_format(), colour())
     assert same_bits(job.frames[0], job.targets[0])
@@ -406,5 +421,6 @@ def test_a_real_network_gives_what_calling_it_by_hand_gives(precision):
             torch.full((1, 1, 1, 1, 1), decay),
         )
     assert (expected - tile).abs().max() > 0.01
+    expected = torch.minimum(torch.maximum(expected, tile.clamp(max=0)), tile.clamp(min=1))
     for index, target in enumerate(job.targets):
         np.testing.assert_allclose(np.stack(target), expected[0, :, index], atol=2e-5 if precision == "fp32" else 2e-2)

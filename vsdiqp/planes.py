@@ -179,8 +179,9 @@ class FrameMap:
     at 0.5, 4:4:4, in the clip's own matrix; of an RGB clip BT.709's). A GRAY clip is R = G = B, or Y with neutral
     chroma. Integer samples may lie outside the nominal range; "ycbcr" networks see them as they are.
 
-    ``codes`` (a plane each), ``peak`` (largest code), ``x`` and ``y`` (chroma axes), ``to_network`` (3 x planes),
-    ``to_clip`` (planes x 3), ``bias`` and ``limits`` are the numbers it computes with, for those who do it elsewhere.
+    ``codes`` (a plane each), ``legal`` (what a residual may make of a sample), ``x`` and ``y`` (chroma axes),
+    ``to_network`` (3 x planes), ``to_clip`` (planes x 3), ``bias`` and ``limits`` are the numbers it computes with, for
+    those who do it elsewhere.
     """
 
     def __init__(
@@ -194,7 +195,7 @@ class FrameMap:
         self.width, self.height = clip.width, clip.height
         self._device = torch.device(device)
         self._integer = clip.sample_type == "integer"
-        self.peak = float(2**clip.bits - 1)
+        self.legal = _legal(clip)
         self.codes = _codes(clip, colour.full_range)
         self._subsampled = clip.family == "YUV" and clip.subsampling_w + clip.subsampling_h > 0
         factor_w, factor_h = (1 << clip.subsampling_w, 1 << clip.subsampling_h) if clip.family == "YUV" else (1, 1)
@@ -327,11 +328,19 @@ class FrameMap:
 
     def _encode(self, old: NDArray[Any], new: NDArray[Any], change: Tensor, gain: float) -> None:
         value = _load(old, self._device)
-        if self._integer:
-            value.add_(change, alpha=gain).add_(0.5).floor_().clamp_(0.0, self.peak)
+        least, most = self.legal
+        if self._integer and most == np.iinfo(old.dtype).max:
+            value.add_(change, alpha=gain).add_(0.5).floor_().clamp_(least, most)
         else:
+            # What lies outside already is carried no farther, but not brought in either.
+            result = value.add(change, alpha=gain)
+            if self._integer:
+                result.add_(0.5).floor_()
+            if math.isfinite(most):
+                torch.minimum(result, value.clamp(min=most), out=result)
+                torch.maximum(result, value.clamp(max=least), out=result)
             # Adding +0.0 would turn -0.0 into +0.0: untouched samples stay as they are, to the bit.
-            value = torch.where(change == 0.0, value, value.add(change, alpha=gain))
+            value = result if self._integer else torch.where(change == 0.0, value, result)
         _store(value, new)
 
 
@@ -359,6 +368,14 @@ def _codes(clip: ClipFormat, full_range: bool) -> tuple[Code, ...]:
         return (level,) * planes
     chroma = Code(128.0 * step, peak if full_range else 224.0 * step)
     return level, chroma, chroma
+
+
+def _legal(clip: ClipFormat) -> tuple[float, float]:
+    """Bounds of what a residual may make of a sample. YUV and GRAY have room beyond black and white in integers, and
+    so in float; RGB has none."""
+    if clip.sample_type == "integer":
+        return 0.0, 2.0**clip.bits - 1.0
+    return (0.0, 1.0) if clip.family == "RGB" else (-math.inf, math.inf)
 
 
 def _matrices(family: str, matrix: int, network_colour: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

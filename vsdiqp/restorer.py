@@ -58,6 +58,7 @@ class Restorer:
             self._backend, opened = open_backend(names, task)
         else:
             opened = task(names[0])
+        self._network: Network | None = opened.network
         config = self._config = opened.network.config
         self.look_ahead = _look_ahead(settings, config)
         """T: frames between a group's last frame and its look-ahead frame. 0: the group's own last frame."""
@@ -90,7 +91,8 @@ class Restorer:
             )
         if not math.isfinite(run.qp):
             raise DiqpError(f"the QP of frame {run.middle} is {run.qp}; it must be a number on {run.codec}'s scale")
-        if self._backend is not None:
+        # Far below the QPs it was trained on a network is not trusted at all, and need not run.
+        if self._backend is not None and self._network is not None and self._network.confidence(run.qp, run.codec):
             self._backend.restore(run)
             return
         for source, target in zip(run.frames, run.targets, strict=True):
@@ -110,7 +112,7 @@ class Restorer:
         """Give back what the engine holds. No run may follow."""
         if self._backend is not None:
             self._backend.close()
-        self._backend = None
+        self._backend = self._network = None
 
 
 def default_model(backend: str) -> str:

@@ -54,6 +54,7 @@ def random_frame(form: ClipFormat, seed: int) -> Planes:
         )
         if form.sample_type == "integer":
             plane = random.integers(0, 2**form.bits, shape)
+            plane[0, :2] = np.iinfo(layouts.sample_dtype(form)).max  # which 10 bits in 16 don't have
         else:
             low = -0.7 if index and form.family == "YUV" else -0.2
             plane = random.uniform(low, low + 1.4, shape)

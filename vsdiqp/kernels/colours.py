@@ -22,7 +22,7 @@ class ColourNumbers(NamedTuple):
     bias: tuple[float, float, float]
     limits: tuple[float, float]
     wild: float
-    peak: float
+    legal: tuple[float, float]
 
 
 def colour_numbers(clip: ClipFormat, colour: FrameColour, network_colour: str) -> ColourNumbers:
@@ -36,7 +36,7 @@ def colour_numbers(clip: ClipFormat, colour: FrameColour, network_colour: str) -
         frames.bias,
         frames.limits,
         planes.WILD,
-        frames.peak,
+        frames.legal,
     )
 
 

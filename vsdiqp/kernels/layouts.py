@@ -46,7 +46,8 @@ COLOUR = np.dtype(
         ("low", np.float32),
         ("high", np.float32),
         ("wild", np.float32),
-        ("peak", np.float32),
+        ("least", np.float32),
+        ("most", np.float32),
     ],
     align=True,
 )

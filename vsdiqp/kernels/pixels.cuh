@@ -100,7 +100,7 @@ struct Colour {
     float from_network[9]; // residual of planes = from_network * residual of the network
     float low, high;       // limits of the network's colours
     float wild;            // float samples are read no further from zero than this, so that arithmetic stays finite
-    float peak;            // largest integer
+    float least, most;     // what a residual may make of a sample, at most
 };
 
 struct Tiling {

@@ -138,18 +138,28 @@ __device__ inline Triple plane_residual(const Finish &p, int frame, int x, int y
     return out;
 }
 
-// A sample with its residual added. A residual of zero returns the sample's own bits, also those of -0.0.
-__device__ inline Sample add_residual(const Sample *sample, float residual, float amount, float peak) {
-    const float change = residual * amount;
+// A sample of a plane with its residual added. A residual of zero returns the sample's own bits, also those of -0.0.
+// What lies outside of the legal range already is carried no farther, but not brought in either.
+__device__ inline Sample add_residual(const Sample *sample, float residual, float strength, const Colour &colour,
+                                      int plane) {
+    const float change = residual * (strength * colour.scale[plane]);
     if (change == 0.0f)
         return *sample;
-    const float value = load(sample) + change;
-#if SAMPLE == 132
-    return value;
-#elif SAMPLE == 116
+    const float old = load(sample);
+#if SAMPLE == 132 || SAMPLE == 116
+    float value = old + change;
+#else
+    float value = floorf(old + change + 0.5f);
+#endif
+    const float most = fmaxf(old, colour.most), least = fminf(old, colour.least);
+    if (value > most) // not so where it is NaN, which stays
+        value = most;
+    if (value < least)
+        value = least;
+#if SAMPLE == 116
     return to_half(value);
 #else
-    return (Sample)limit(floorf(value + 0.5f), 0.0f, peak);
+    return (Sample)value;
 #endif
 }
 
@@ -192,8 +202,7 @@ extern "C" __global__ void finish_planes(const Finish p) {
         if (x < x0 || y < y0 || x >= x0 + BLOCK_WIDTH || y >= y0 + BLOCK_HEIGHT)
             continue;
         const size_t at = (size_t)y * l.luma_pitch + x;
-        p.target[frame][0][at] =
-            add_residual(p.source.plane[frame][0] + at, residual.v[0], p.strength * p.colour.scale[0], p.colour.peak);
+        p.target[frame][0][at] = add_residual(p.source.plane[frame][0] + at, residual.v[0], p.strength, p.colour, 0);
     }
     if (l.planes == 1)
         return;
@@ -230,7 +239,7 @@ extern "C" __global__ void finish_planes(const Finish p) {
         const size_t at = (size_t)cy * l.chroma_pitch + cx;
         for (int c = 0; c < 2; ++c)
             p.target[frame][c + 1][at] = add_residual(p.source.plane[frame][c + 1] + at, sum[c] / (total_x * total_y),
-                                                      p.strength * p.colour.scale[c + 1], p.colour.peak);
+                                                      p.strength, p.colour, c + 1);
     }
 }
 

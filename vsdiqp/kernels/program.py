@@ -168,5 +168,6 @@ def colour_record(clip: ClipFormat, colour: FrameColour, network_colour: str) ->
     record["from_network"][0, :count] = numbers.from_network
     record["bias"] = numbers.bias
     record["low"], record["high"] = numbers.limits
-    record["wild"], record["peak"] = numbers.wild, numbers.peak
+    record["wild"] = numbers.wild
+    record["least"], record["most"] = numbers.legal
     return record
