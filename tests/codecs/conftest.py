@@ -22,6 +22,9 @@ def streams(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         "open.mkv": lambda path: encode(
             path, "libx265", {"x265-params": f"crf=30:keyint=10:min-keyint=10:open-gop=1:bframes=4:{X265_QUIET}"}
         ),
+        "low.mkv": lambda path: encode(
+            path, "libx265", {"x265-params": f"crf=30:keyint=10:min-keyint=10:open-gop=1:bframes=0:{X265_QUIET}"}
+        ),
         "fields.mkv": lambda path: encode(path, "libx265", {"x265-params": f"crf=30:interlace=tff:{X265_QUIET}"}),
         "ten.mkv": lambda path: encode(
             path, "libx265", {"x265-params": f"crf=12:{X265_QUIET}"}, pixel_format="yuv420p10le"

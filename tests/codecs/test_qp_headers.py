@@ -1,7 +1,7 @@
 """Structures that no encoder here makes, given as the syntax elements of their headers."""
 
 from vsdiqp.codecs.av1 import Av1Reader
-from vsdiqp.codecs.hevc import HevcReader
+from vsdiqp.codecs.hevc import HevcReader, with_ends
 from vsdiqp.codecs.trace import Section
 
 _TRAIL, _IDR = 1, 19
@@ -111,3 +111,21 @@ def test_a_repeated_av1_header_is_no_frame() -> None:
 
 def test_av1_before_the_first_key_frame_is_not_shown() -> None:
     assert av1_qps([av1_frame(70)], [av1_show(3)], [av1_frame(50, _KEY)]) == [50]
+
+
+def test_ends_of_sequences_are_found_before_and_after_slices() -> None:
+    """FFmpeg's trace passes over them, in both forms of a packet."""
+    units = {"end": b"\x48\1", "slice": b"\x02\1slice", "bitstream's end": b"\x4a\1"}
+    hvcc = b"\1" + bytes(20) + b"\xff"
+    shown = [Section("Slice Segment Header")]
+    for packet, expected in (
+        (["slice"], ["Slice Segment Header"]),
+        (["end", "slice"], ["End", "Slice Segment Header"]),
+        (["slice", "slice", "end", "bitstream's end"], ["Slice Segment Header", "End", "End"]),
+    ):
+        with_codes = b"".join(b"\0\0\1" + units[name] for name in packet)
+        with_lengths = b"".join(len(units[name]).to_bytes(4, "big") + units[name] for name in packet)
+        assert [section.heading for section in with_ends(shown, with_codes, b"\0\0\1")] == expected
+        assert [section.heading for section in with_ends(shown, with_lengths, hvcc)] == expected
+    for damaged in (b"", b"\0\0\1", b"\0\0\0", b"\xff\xff\xff\xff\x48"):
+        with_ends(shown, damaged, b""), with_ends(shown, damaged, hvcc)

@@ -1,6 +1,7 @@
 """Frames come out in the order, and in the number, in which decoders and source filters deliver them."""
 
 import random
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +51,7 @@ def packet_order(path: Path) -> list[int]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         headers = scan._HEADERS["hevc" if "hevc" in stream.codec_context.name else "av1"]
-        return [number for number, _ in scan._read_headers(container, stream, headers, None)[0]]
+        return [number for number, _ in scan._read_headers(container, stream, headers, None)[0].frames()]
 
 
 def source_types(path: Path) -> str:
@@ -105,6 +106,37 @@ def test_two_streams_in_one_file(streams: Streams, tmp_path: Path) -> None:
         path.write_bytes(stream + between + stream)
         assert types(path) == source_types(path)
         assert probe(path).qps == probe(streams("open.hevc")).qps * 2
+
+
+def from_second_cra(stream: bytes) -> bytes:
+    """A stream with start codes from its second CRA picture on, with the parameter sets of its beginning."""
+    starts = [match.start() for match in re.finditer(b"\0\0\1", stream)]
+    kinds = [stream[at + 3] >> 1 & 63 for at in starts]
+    first_slice = next(at for at, kind in zip(starts, kinds, strict=True) if kind < 32)
+    cuts = [at for at, kind in zip(starts, kinds, strict=True) if kind == 21]
+    return stream[:first_slice] + stream[cuts[1] :]
+
+
+@pytest.mark.parametrize("joint", ["cut", "end of sequence", "ends everywhere"])
+@pytest.mark.parametrize(("name", "container"), [("open", "hevc"), ("low", "hevc"), ("low", "mp4")])
+def test_parts_joined_at_open_groups(
+    streams: Streams, tmp_path: Path, name: str, joint: str, container: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is output, and when, depends there on how far a decoder reorders; offset or not."""
+    stream = streams(f"{name}.hevc").read_bytes()
+    end = b"\0\0\1\x48\1"
+    part = from_second_cra(stream)
+    if joint == "ends everywhere":
+        stream = re.sub(rb"\x00\x00\x01(?=\x2a)", end + b"\0\0\1", stream)  # before every CRA picture
+    path = tmp_path / "joined.hevc"
+    path.write_bytes(stream + (b"" if joint == "cut" else end) + part)
+    if container == "mp4":
+        path = remux(path, tmp_path / "joined.mp4")
+    shown = source_types(path)
+    found = [frame_qps(str(path), len(shown))[1], [0, 0, 0, *frame_qps(str(path), len(shown) - 3, offset=3)[1]]]
+    decoded = probe(path, order="decoder", use_cache=False)
+    assert "".join(frame.kind for frame in decoded.frames).upper() == shown
+    assert found[0] == decoded.qps and found[1][3:] == decoded.qps[3:]
 
 
 @pytest.mark.parametrize("name", ["open.mkv", "open.ts", "open.hevc", "svt.ivf", "svt.obu", "svt.webm", "x264.ts"])

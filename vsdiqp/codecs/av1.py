@@ -59,8 +59,22 @@ class Av1Reader:
             top = max(layer for layer, _ in unit)
             self._frames.extend((packet, frame) for layer, frame in unit if layer == top)
 
+    @property
+    def ordered(self) -> bool:
+        """Whether `frames` is the order that decoders output: always."""
+        return True
+
+    @property
+    def complete(self) -> bool:
+        """Whether decoders output all of `frames`: always."""
+        return True
+
     def frames(self) -> list[tuple[int, CodedFrame]]:
         """Return (packet index, frame) for every frame that is output, in output order."""
+        return self._frames
+
+    def coded(self) -> list[tuple[int, CodedFrame]]:
+        """As `frames`: what is shown is what a packet can make a decoder output."""
         return self._frames
 
     def _read_header(self, elements: dict[str, int]) -> CodedFrame | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from vsdiqp.codecs.frames import CodedFrame, Scan
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a scan of the same file would come out different."""
 
 

@@ -46,7 +46,9 @@ class Scan:
     qps: list[int] = field(repr=False)
     """For every frame the value on ``codec``'s scale, clamped to it: what ``Restore(qp=...)`` takes."""
     unreadable: int = 0
-    """Packets whose headers FFmpeg could not parse; they count as no frame."""
+    """Packets whose headers FFmpeg could not parse."""
+    complete: bool = True
+    """Whether a decoder is sure to output all of the frames; False where new sequences of HEVC have it drop some."""
 
     @property
     def qp_offset(self) -> int:

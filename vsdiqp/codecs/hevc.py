@@ -1,12 +1,13 @@
 """The QP and the output order of HEVC pictures, from their headers (H.265, the clauses named below)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vsdiqp.codecs.frames import CodedFrame
 from vsdiqp.codecs.trace import Section
 
-UNIT_TYPES = "0-9|16-21|32-34|36-37"
-"""NAL units needed: slices, parameter sets, end of sequence, end of bitstream (table 7-1)."""
+UNIT_TYPES = "0-9|16-21|32-34"
+"""NAL units that are parsed: slices and parameter sets (table 7-1)."""
 
 WANTED = frozenset(
     {
@@ -21,12 +22,15 @@ WANTED = frozenset(
         "first_slice_segment_in_pic_flag",
         "slice_pic_parameter_set_id",
         "slice_type",
+        "no_output_of_prior_pics_flag",
         "pic_output_flag",
         "slice_pic_order_cnt_lsb",
         "slice_qp_delta",
     }
 )
 
+_LENGTH_AT = 21
+"""Where hvcC says how many bytes a length has."""
 _COMPLETE: dict[str, set[str]] = {
     "Sequence Parameter Set": {"sps_seq_parameter_set_id", "log2_max_pic_order_cnt_lsb_minus4"},
     "Picture Parameter Set": {"pps_pic_parameter_set_id", "pps_seq_parameter_set_id", "init_qp_minus26"},
@@ -46,6 +50,9 @@ _IDR = (19, 20)
 _CRA = 21
 _IRAP = range(16, 24)
 _END = (36, 37)
+"""End of sequence, end of bitstream: FFmpeg parses neither, see `with_ends`."""
+_SLICES = range(32)
+_START_CODE = b"\0\0\1"
 _KINDS = ("B", "P", "I")
 """By slice_type (table 7-7), the freest first."""
 
@@ -59,6 +66,7 @@ class _Picture:
     key: bool
     reference: bool
     packet: int
+    output: bool
 
 
 @dataclass(slots=True)
@@ -67,12 +75,47 @@ class _Pps:
     init_qp: int
 
 
+def with_ends(sections: list[Section], packet: bytes, extradata: bytes) -> list[Section]:
+    """``sections`` of a packet, and before or after them one for an end of sequence or bitstream that it holds.
+
+    ``extradata`` of the stream says whether NAL units have start codes (annex B) or their lengths before them.
+    """
+    kinds = [(unit >> 1) & 63 for unit in _first_bytes(packet, extradata)]
+    if not any(kind in _END for kind in kinds):
+        return sections
+    first = next((at for at, kind in enumerate(kinds) if kind in _SLICES), len(kinds))
+    ended = [
+        [Section("End", {"nal_unit_type": kind}) for kind in part if kind in _END]
+        for part in (kinds[:first], kinds[first:])
+    ]
+    return [*ended[0], *sections, *ended[1]]
+
+
+def _first_bytes(packet: bytes, extradata: bytes) -> Iterator[int]:
+    """The first byte of every NAL unit."""
+    if len(extradata) > _LENGTH_AT and extradata[0] == 1:  # hvcC (ISO/IEC 14496-15, 8.3.3.1)
+        size, at = (extradata[_LENGTH_AT] & 3) + 1, 0
+        while at + size < len(packet):
+            yield packet[at + size]
+            at += size + int.from_bytes(packet[at : at + size], "big")
+    else:
+        at = packet.find(_START_CODE)
+        while 0 <= at < len(packet) - len(_START_CODE):
+            yield packet[at + len(_START_CODE)]
+            at = packet.find(_START_CODE, at + len(_START_CODE))
+
+
 class HevcReader:
     """Collects pictures in decoding order, gives them in the order a decoder outputs them.
 
     Output order is that of the picture order count within each coded video sequence, so timestamps are not needed.
     Not output: pictures with pic_output_flag 0, RASL pictures whose references were never sent (8.3.3), pictures before
     the first IRAP picture, layers above the base layer, and packets the container marks as outside its edit list.
+
+    A stream of parts joined without an end of sequence between them has no such order: picture order counts of the
+    next part begin somewhere, and what is output when depends on how far a decoder reorders. `ordered` is False then.
+    Where a new sequence has a decoder drop what it has not output yet (a CRA picture after an end of sequence,
+    no_output_of_prior_pics_flag; C.5.2.2), how much that is depends on the same; `complete` is False then.
     """
 
     def __init__(self) -> None:
@@ -82,6 +125,8 @@ class HevcReader:
         self._restart = True
         self._drop_rasl = True
         self._previous_poc = 0
+        self._highest_poc = self._irap_poc = 0
+        self._broken = self._dropped = False
         self._current: _Picture | None = None
         self._pictures: list[_Picture] = []
 
@@ -106,9 +151,26 @@ class HevcReader:
             elif elements.get("nal_unit_type") in _END:
                 self._restart = True
 
+    @property
+    def ordered(self) -> bool:
+        """Whether `frames` is the order that decoders output; else only a decoder knows."""
+        return not self._broken
+
+    @property
+    def complete(self) -> bool:
+        """Whether decoders output all of `frames`; else only one of them knows."""
+        return not self._dropped
+
     def frames(self) -> list[tuple[int, CodedFrame]]:
         """Return (packet index, frame) for every picture that is output, in output order."""
-        ordered = sorted(self._pictures, key=lambda picture: (picture.sequence, picture.poc))
+        return self._described(sorted(self._pictures, key=lambda picture: (picture.sequence, picture.poc)), False)
+
+    def coded(self) -> list[tuple[int, CodedFrame]]:
+        """Return (packet index, frame) for every picture, whether it is output or not, in coding order."""
+        return self._described(self._pictures, True)
+
+    @staticmethod
+    def _described(pictures: list[_Picture], hidden: bool) -> list[tuple[int, CodedFrame]]:
         return [
             (
                 picture.packet,
@@ -118,8 +180,8 @@ class HevcReader:
                     picture.key,
                 ),
             )
-            for picture in ordered
-            if picture.slice_qps
+            for picture in pictures
+            if picture.slice_qps and (picture.output or hidden)
         ]
 
     def _read_slice(self, elements: dict[str, int], packet: int, shown: bool) -> None:
@@ -143,6 +205,8 @@ class HevcReader:
             starts = nal != _CRA or self._restart
             self._drop_rasl = starts
             if starts:
+                dropped = nal == _CRA or elements.get("no_output_of_prior_pics_flag", 0) > 0
+                self._dropped |= dropped and self._sequence >= 0
                 self._sequence += 1
             self._restart = False
         elif self._restart:
@@ -166,11 +230,23 @@ class HevcReader:
         if temporal_id == 0 and nal not in _RADL_RASL and not sub_layer_non_reference:
             self._previous_poc = poc
 
-        picture = _Picture(self._sequence, poc, [], [], nal in _IRAP, not sub_layer_non_reference, packet)
-        output = elements.get("pic_output_flag", 1) and not (nal in _RASL and self._drop_rasl)
-        if shown and output:
-            self._pictures.append(picture)
+        self._follow(nal, poc, starts)
+        output = shown and bool(elements.get("pic_output_flag", 1)) and not (nal in _RASL and self._drop_rasl)
+        picture = _Picture(self._sequence, poc, [], [], nal in _IRAP, not sub_layer_non_reference, packet, output)
+        self._pictures.append(picture)
         return picture
+
+    def _follow(self, nal: int, poc: int, starts: bool) -> None:
+        """See whether output order is what it has to be: an IRAP picture comes after all that is coded before it, its
+        leading pictures before it and all others after it (7.4.2.2)."""
+        if nal in _IRAP:
+            self._broken |= not starts and poc <= self._highest_poc
+            self._irap_poc = self._highest_poc = poc
+        elif nal in _RADL_RASL:
+            self._broken |= poc >= self._irap_poc
+        else:
+            self._broken |= poc <= self._irap_poc
+            self._highest_poc = max(self._highest_poc, poc)
 
 
 def _kind(picture: _Picture) -> str:

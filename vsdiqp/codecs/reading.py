@@ -1,5 +1,6 @@
 """The QP of every frame of a file: what users, the plugin and the command line call."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -32,14 +33,17 @@ def probe(
     that has been read; by default a scan that takes long shows it on stderr. Raises :class:`DiqpError` when the file
     cannot be read or changes while it is.
     """
-    file = Path(path).expanduser()
+    file = Path(path)
+    with contextlib.suppress(RuntimeError):  # there is no home
+        file = file if os.path.exists(file) else file.expanduser()
     try:
         before = cache.stamp(file)
     except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a zero in it
         reason = error.strerror if isinstance(error, OSError) else error
         raise DiqpError(f"cannot read {file}: {reason}; give the file that the clip was read from") from error
-    if file.is_dir():
-        raise DiqpError(f"cannot read {file}, which is a folder; give the file that the clip was read from")
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "no regular file"
+        raise DiqpError(f"cannot read {file}, which is {kind}; give the file that the clip was read from")
     if use_cache and (kept := cache.load(file, order)) is not None:
         return kept
     if progress is None:
@@ -70,8 +74,9 @@ def frame_qps(path: str, frames: int, offset: int = 0, size: tuple[int, int] = (
 
     ``offset`` is the number of frames that were trimmed from the start. With the default 0 the file must hold exactly
     ``frames`` frames, so that a clip whose length was changed in another way is noticed; with a larger one the clip may
-    also end early. Raises :class:`DiqpError` naming both numbers when they do not fit. A warning is logged where the
-    clip's ``size``, width and height, is not the file's: it was scaled or cropped, or is of another file.
+    also end early. Where the file is damaged or joined, it is decoded to see what is left of it. Raises
+    :class:`DiqpError` naming both numbers when they do not fit. A warning is logged where the clip's ``size``, width
+    and height, is not the file's: it was scaled or cropped, or is of another file.
     """
     result = probe(path)
     # Turned by a quarter, as telephones ask for, is as good; sizes that vary come as zeros.
@@ -81,12 +86,14 @@ def frame_qps(path: str, frames: int, offset: int = 0, size: tuple[int, int] = (
             "or crops, since the damage lies on the codec's grid",
             *size, path, result.width, result.height,
         )  # fmt: skip
-    missing = len(result.qps) - frames
-    if offset == 0 and 0 < missing <= max(_FEW_FRAMES, len(result.qps) * _FEW_PERCENT // 100):
+    missing = len(result.qps) - frames - offset
+    few = missing <= max(_FEW_FRAMES, len(result.qps) * _FEW_PERCENT // 100)
+    doubtful = not result.complete or (few if offset == 0 else result.unreadable > 0)
+    if offset >= 0 and missing > 0 and doubtful:
         # A decoder passes over what it cannot make sense of in a damaged file, and source filters count what is left.
         _log.warning(
-            "the clip has %d frames and %s promises %d: decoding it to see which are missing, as in a damaged file; if "
-            "the clip was trimmed, call ReadQP before that",
+            "the clip has %d frames and %s promises %d: decoding it to see which are missing, as in a damaged or "
+            "joined file; if the clip was trimmed, call ReadQP before that",
             frames, path, len(result.qps),
         )  # fmt: skip
         result = probe(path, order="decoder")

@@ -63,7 +63,7 @@ def text(path: Path, scan: Scan) -> str:
         why = "x265's cutree" if scan.stream_codec == "hevc" else scan.stream_codec
         lines.append(f"  Restore adds {scan.qp_offset:+d} to these after ReadQP ({why}: see docs/qp.md)")
     if scan.unreadable:
-        lines.append(f"  {scan.unreadable} packets are damaged and count as no frame")
+        lines.append(f"  {scan.unreadable} packets could not be read to their end: the file is damaged")
     return "\n".join(lines)
 
 

@@ -29,8 +29,19 @@ class HeaderReader(Protocol):
     def read(self, sections: list[Section], packet: int, shown: bool) -> None:
         """Take the headers of one packet."""
 
+    @property
+    def ordered(self) -> bool:
+        """Whether the headers tell the output order."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that the headers promise is output."""
+
     def frames(self) -> list[tuple[int, CodedFrame]]:
         """Return (packet index, frame) in output order."""
+
+    def coded(self) -> list[tuple[int, CodedFrame]]:
+        """Return (packet index, frame) for everything that a decoder might output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +51,12 @@ class _Headers:
     wanted: frozenset[str]
     conceals: bool
     """The decoder outputs frames of which a part is damaged, so that their headers count."""
+    amend: Callable[[list[Section], bytes, bytes], list[Section]] | None = None
+    """Adds what FFmpeg doesn't parse, from a packet's bytes and the stream's extradata."""
 
 
 _HEADERS: dict[str, _Headers] = {
-    "hevc": _Headers(hevc.HevcReader, hevc.UNIT_TYPES, hevc.WANTED, conceals=True),
+    "hevc": _Headers(hevc.HevcReader, hevc.UNIT_TYPES, hevc.WANTED, conceals=True, amend=hevc.with_ends),
     "av1": _Headers(av1.Av1Reader, av1.UNIT_TYPES, av1.WANTED, conceals=False),
 }
 """Codecs whose headers are read; those of ``FOREIGN`` are decoded, because only decoders know their blocks' QP."""
@@ -53,18 +66,22 @@ def scan_file(path: Path, progress: Progress | None = None, order: Order = "head
     """Read the QP of every frame of the first video stream of ``path``, in presentation order.
 
     ``order`` "decoder" also decodes HEVC and AV1, and leaves out the frames that the decoder makes nothing of: what
-    damaged files need. Raises :class:`DiqpError` when the file cannot be opened, holds no video, or is of a codec
+    damaged files need. Where headers don't tell the order, as in HEVC that was joined without marks, that is done in
+    any case. Raises :class:`DiqpError` when the file cannot be opened, holds no video, or is of a codec
     whose QP cannot be read.
     """
-    unreadable = 0
+    unreadable, complete = 0, True
     try:
         with _open(path) as container:
             stream = container.streams.video[0]
             context = stream.codec_context
             stream_codec = "" if context is None else str(context.codec.canonical_name)
             if stream_codec in _HEADERS:
-                numbered, unreadable = _read_headers(container, stream, _HEADERS[stream_codec], progress)
-                frames = [frame for _, frame in numbered]
+                reader, unreadable = _read_headers(container, stream, _HEADERS[stream_codec], progress)
+                frames = [frame for _, frame in reader.frames()]
+                complete = reader.complete
+                if not reader.ordered:
+                    order = "decoder"
                 qps: list[float] = [frame.qp for frame in frames]
                 scale = scale_of(stream_codec)
             elif stream_codec in FOREIGN:
@@ -84,12 +101,15 @@ def scan_file(path: Path, progress: Progress | None = None, order: Order = "head
             }
         if order == "decoder" and stream_codec in _HEADERS:
             with _open(path) as container:
-                frames = decoding.in_decoder_order(numbered, container, container.streams.video[0], progress)
-                qps = [frame.qp for frame in frames]
+                frames = decoding.in_decoder_order(reader.coded(), container, container.streams.video[0], progress)
+                qps, complete = [frame.qp for frame in frames], True
         with _open(path) as container:
             encoder = decoding.signature(container, container.streams.video[0])
     except av.error.FFmpegError as error:
-        raise DiqpError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DiqpError(
+            f"cannot read {path}: {error.strerror or error}; give the video that the clip was read from, complete and "
+            f"undamaged, or give Restore a qp"
+        ) from error
     if not frames:
         raise DiqpError(f"no frame of {path} could be read: is the file complete and not encrypted?")
     return Scan(
@@ -99,12 +119,13 @@ def scan_file(path: Path, progress: Progress | None = None, order: Order = "head
         frames=frames,
         qps=[round(scale.clamp(qp)) for qp in qps],
         unreadable=unreadable,
+        complete=complete,
         **described,
     )
 
 
 def _open(path: Path) -> av.container.InputContainer:
-    container = av.open(str(path))
+    container = av.open(str(path.absolute()))  # or a colon in a name would end the name of a protocol
     if not container.streams.video:
         container.close()
         raise DiqpError(f"{path} holds no video stream: give the file that the clip was loaded from")
@@ -113,22 +134,25 @@ def _open(path: Path) -> av.container.InputContainer:
 
 def _read_headers(
     container: av.container.InputContainer, stream: av.VideoStream, headers: _Headers, progress: Progress | None
-) -> tuple[list[tuple[int, CodedFrame]], int]:
-    """Return (packet index, frame) in output order, and the number of packets that could not be parsed."""
+) -> tuple[HeaderReader, int]:
+    """Return what has read all packets, and the number of those that could not be parsed."""
     reader = headers.reader()
-    unreadable = 0
+    unreadable, extradata = 0, bytes(stream.codec_context.extradata or b"")
     with tracing() as lines:
         trace = HeaderTrace(stream, lines, headers.unit_types, headers.wanted)
         reader.read(trace.initial, -1, False)
         for index, packet in enumerate(decoding.packets(container, stream)):
             # The filter takes the packet's contents away: ask it first.
             position, shown = packet.pos, not packet.is_discard
+            content = bytes(packet) if headers.amend else b""
             sections, whole = trace.read(packet)
+            if headers.amend:
+                sections = headers.amend(sections, content, extradata)
             unreadable += not whole
             if whole or headers.conceals:
                 reader.read(sections, index, shown)
             report(progress, position, container.size)
-    return reader.frames(), unreadable
+    return reader, unreadable
 
 
 def _read_blocks(
