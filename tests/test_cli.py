@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,33 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFix
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "usage: vsdiqp" in captured.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train lite --batch 0", "train lite --steps -1", "train lite --threads x", "pool a b --items -2",
+        "pool a b --crops 0", "study trust lite out --validation v --threads -1", "evaluate a --frames -3",
+    ],
+)  # fmt: skip
+def test_numbers_that_are_too_small_are_wrong_usage(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    assert "is no whole number from" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_are_shown_somehow(tmp_path: Path) -> None:
+    """As argv and the file system have them: bytes that are no UTF-8."""
+    command = [sys.executable, "-m", "vsdiqp", "probe", "--help"]
+    code = "import sys, vsdiqp.cli as c; c.main(['--version']); print('\\udcff')"
+    for arguments in (command, [sys.executable, "-c", code]):
+        run = subprocess.run(arguments, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+        assert run.returncode == 0, run.stderr
+
+
+def test_convert_leaves_the_codecs_to_files_that_say_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "a.safetensors"
+    assert main(["convert", "lite", str(target), "--codec", "av1"]) == 1
+    assert "leave --codec out" in capsys.readouterr().err and not target.exists()
 
 
 def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

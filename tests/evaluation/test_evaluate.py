@@ -161,6 +161,24 @@ def test_compare_reads_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
+def test_compare_puts_rgb_and_yuv_on_one_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = write_clip(tmp_path / "source.mkv", width=96, height=80)
+    still = tmp_path / "still.png"
+    with av.open(str(video)) as container, av.open(str(still), "w", format="image2") as out:
+        stream = out.add_stream("png")
+        stream.width, stream.height, stream.pix_fmt = 96, 80, "rgb24"
+        for packet in stream.encode(next(container.decode(video=0)).reformat(format="rgb24")):
+            out.mux(packet)
+    odd = tmp_path / "a picture"  # whatever its name
+    assert main(["compare", str(video), str(still), str(video), "--out", str(odd), "--crop", "32"]) == 0
+    text = capsys.readouterr().out
+    assert float(text.split("after: Y ")[1].split()[0]) > 30, text
+    small = write_clip(tmp_path / "small.mkv", width=16, height=8)
+    assert main(["compare", str(small), str(small), str(small), "--out", str(odd)]) == 1
+    assert "16x8; against a source they must be 11x11" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_more_bits_change_no_score_of_the_input(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mkv", 3)
     (plain,) = evaluate([clip], {"hevc": [40]}, [Input()], tmp_path, Settings())

@@ -29,6 +29,8 @@ FREE_TILES = True
 
 THREADS_VARIABLE = "VSDIQP_THREADS"
 """Environment variable with the number of threads of one operation; unset leaves torch's own choice."""
+MOST_THREADS = 1024
+"""As many as it may be: OpenMP ends the process when the system has no more."""
 
 
 def unavailable() -> str | None:
@@ -150,6 +152,6 @@ def _threads() -> int | None:
     value = os.environ.get(THREADS_VARIABLE)
     if value is None:
         return None
-    if not value.isdecimal() or int(value) < 1:
-        raise DiqpError(f"{THREADS_VARIABLE} is {value!r}; it may be a whole number from 1 up, or unset")
+    if not value.isdecimal() or not 1 <= int(value) <= MOST_THREADS:
+        raise DiqpError(f"{THREADS_VARIABLE} is {value!r}; it may be a whole number, 1 to {MOST_THREADS}, or unset")
     return int(value)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from vsdiqp.cli.numbers import from_up
 from vsdiqp.errors import DiqpError
 
 _SIZES = {"270p": (480, 270), "540p": (960, 540), "720p": (1280, 720), "1080p": (1920, 1080), "2160p": (3840, 2160)}
@@ -20,8 +21,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Frames a second of the filter on this machine, and what ran to reach them.",
     )
     parser.add_argument("--size", default="540p", help=f"WIDTHxHEIGHT or {', '.join(_SIZES)} (default 540p)")
-    parser.add_argument("--frames", type=int, default=12, help="frames timed, a multiple of three serves best (12)")
-    parser.add_argument("--warm-up", type=int, default=3, help="frames before them that are not timed (3)")
+    parser.add_argument(
+        "--frames", type=from_up(1), default=12, help="frames timed, a multiple of three serves best (12)"
+    )
+    parser.add_argument("--warm-up", type=from_up(0), default=3, help="frames before them that are not timed (3)")
     parser.add_argument("--bits", type=int, default=8, choices=range(8, 17), metavar="BITS", help="8 to 16 (8)")
     parser.add_argument("--codec", default="hevc", help="hevc or av1 (default hevc)")
     parser.add_argument("--qp", type=float, default=37, help="in the codec's own scale (default 37)")

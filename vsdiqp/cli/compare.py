@@ -2,6 +2,7 @@
 
 import argparse
 
+from vsdiqp.cli.numbers import from_up
 from vsdiqp.errors import DiqpError
 
 
@@ -12,9 +13,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("after", metavar="B", help="the restored one")
     parser.add_argument("source", metavar="REF", nargs="?", help="the pristine one; metrics need it")
     parser.add_argument("--out", required=True, metavar="PNG", help="picture to write")
-    parser.add_argument("--frame", type=int, default=0, help="frame number, from 0 (default 0)")
-    parser.add_argument("--crop", type=int, default=96, help="side of the zoomed crops in pixels (default 96)")
-    parser.add_argument("--crops", type=int, default=3, help="how many crops (default 3)")
+    parser.add_argument("--frame", type=from_up(0), default=0, help="frame number, from 0 (default 0)")
+    parser.add_argument("--crop", type=from_up(1), default=96, help="side of the zoomed crops in pixels (default 96)")
+    parser.add_argument("--crops", type=from_up(0), default=3, help="how many crops (default 3)")
 
 
 def run(args: argparse.Namespace) -> int:

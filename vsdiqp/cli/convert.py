@@ -19,7 +19,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Convert, then read the result back and describe it."""
     from vsdiqp.cli.info import describe
-    from vsdiqp.network import load_checkpoint, read_config, save_checkpoint
+    from vsdiqp.network import load_checkpoint, save_checkpoint
 
     target = Path(args.target)
     if target.suffix != ".safetensors":
@@ -28,6 +28,10 @@ def run(args: argparse.Namespace) -> int:
         raise DiqpError(f"{target} exists; give --force to overwrite it")
     network = load_checkpoint(args.source)
     config = dataclasses.replace(network.config, name=target.stem)
+    if args.codec and config.location != "tables":
+        raise DiqpError(
+            f"{args.source} says itself what it was trained on ({', '.join(config.codecs)}): leave --codec out"
+        )
     if args.codec:
         known = config.qp_range.get(args.codec)
         if known is None:
@@ -35,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, codecs=(args.codec,), qp_range={args.codec: known})
     network.config = config
     save_checkpoint(network, target)
-    print(describe(read_config(target)))
+    print(describe(load_checkpoint(target).config))
     return 0

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from vsdiqp.cli.numbers import from_up
 from vsdiqp.errors import DiqpError
 
 
@@ -13,10 +14,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="build an engine now instead of when a script opens (takes minutes)")
     build.add_argument("model", nargs="?", default="base", help="a shipped name or a checkpoint (default: base)")
-    build.add_argument("--tile", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: the model's own")
-    build.add_argument("--batch", type=int, help="largest number of tiles at once (default: the filter's)")
+    build.add_argument("--tile", type=from_up(1), nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: the model's own")
+    build.add_argument("--batch", type=from_up(1), help="largest number of tiles at once (default: the filter's)")
     build.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16")
-    build.add_argument("--device", type=int, default=0, help="index of the GPU (default: 0)")
+    build.add_argument("--device", type=from_up(0), default=0, help="index of the GPU (default: 0)")
     actions.add_parser("list", help="show the engines that are there")
     actions.add_parser("clear", help="remove all of them")
 

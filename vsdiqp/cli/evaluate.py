@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vsdiqp.cli.numbers import from_up
 from vsdiqp.errors import DiqpError
 
 if TYPE_CHECKING:
@@ -35,8 +36,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--methods", nargs="+", default=["diqp:lite"], metavar="METHOD", help="see below (default diqp:lite)"
     )
     parser.add_argument("--classics", action="store_true", help="also all classic filters, as tuned")
-    parser.add_argument("--frames", type=int, default=30, help="at most so many frames a clip (default 30; 0: all)")
-    parser.add_argument("--ssim-every", type=int, default=3, help="SSIM on every N-th frame (default 3; 0: never)")
+    parser.add_argument(
+        "--frames", type=from_up(0), default=30, help="at most so many frames a clip (default 30; 0: all)"
+    )
+    parser.add_argument(
+        "--ssim-every", type=from_up(0), default=3, help="SSIM on every N-th frame (default 3; 0: never)"
+    )
     parser.add_argument("--vmaf", action="store_true", help="also VMAF, where FFmpeg has libvmaf")
     parser.add_argument(
         "--bits", type=int, choices=range(8, 17), metavar="BITS", help="restore with 8 to 16 bits a sample"
@@ -94,6 +99,8 @@ def parse_qps(
     from vsdiqp.codecs.scales import CODECS, check_qp
 
     names = [name.strip() for name in codecs.split(",") if name.strip()]
+    if not names:
+        raise DiqpError(f"--codecs is empty: give one or more of {', '.join(CODECS)}")
     for name in names:
         if name not in CODECS:
             raise DiqpError(f"unknown codec {name!r}; known: {', '.join(CODECS)}")

@@ -4,6 +4,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from vsdiqp.cli.numbers import from_up
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the sub-command's arguments."""
@@ -15,11 +17,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("sources", type=Path, metavar="SOURCES", help="folder of stills and videos")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the pool")
-    parser.add_argument("--items", type=int, default=1500, metavar="N", help="items the pool ends up with (1500)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed gives other items (0)")
+    parser.add_argument(
+        "--items", type=from_up(1), default=1500, metavar="N", help="items the pool ends up with (1500)"
+    )
+    parser.add_argument("--seed", type=from_up(0), default=0, metavar="S", help="another seed gives other items (0)")
     parser.add_argument(
         "--frames",
-        type=int,
+        type=from_up(1),
         default=15,
         metavar="N",
         help="frames an item (15); networks with K neighbours want 5 + 2K or more",
@@ -31,11 +35,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="SHARE",
         help="share of items that show what no camera took: text, pixel art, patterns, gradients (0.06)",
     )
-    parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes at work (1)")
+    parser.add_argument("--processes", type=from_up(1), default=1, metavar="P", help="processes at work (1)")
     parser.add_argument(
         "--plain", action="store_true", help="for validation: native crops at fixed QPs, nothing random"
     )
-    parser.add_argument("--crops", type=int, default=5, metavar="N", help="crops a video with --plain (5)")
+    parser.add_argument("--crops", type=from_up(1), default=5, metavar="N", help="crops a video with --plain (5)")
     parser.add_argument(
         "--qps",
         action="append",

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> None:
         if args.plot is not None:
             report.write_plot(args.plot, scan, args.file.name)
     except OSError as error:
-        raise DiqpError(f"cannot write {error.filename}: {error.strerror}") from error
+        targets = ", ".join(str(path) for path in (args.csv, args.qpfile, args.plot) if path is not None)
+        raise DiqpError(f"cannot write {error.filename or targets}: {error.strerror or error}") from error
     if args.json:
         print(json.dumps(report.summary(args.file, scan) | {"qps": scan.qps}, indent=None))
     else:

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vsdiqp.cli.numbers import from_up
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,8 +26,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "frame n+1+T, for every clip and T.",
     )
     ahead.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="video files")
-    ahead.add_argument("--furthest", type=int, default=60, metavar="T", help="largest T (60)")
-    ahead.add_argument("--frames", type=int, default=300, metavar="N", help="frames of each clip that are read (300)")
+    ahead.add_argument("--furthest", type=from_up(1), default=60, metavar="T", help="largest T (60)")
+    ahead.add_argument(
+        "--frames", type=from_up(1), default=300, metavar="N", help="frames of each clip that are read (300)"
+    )
     ahead.add_argument("--out", type=Path, default=Path("out/study"), metavar="FOLDER", help="where to write")
 
     shapes = studies.add_parser(
@@ -37,12 +41,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     shapes.add_argument("configs", nargs="+", metavar="CONFIG", help="shipped configurations or TOML files")
     shapes.add_argument("--pool", required=True, help="training pool, made with 'vsdiqp pool'")
     shapes.add_argument("--validation", required=True, help="validation pool")
-    shapes.add_argument("--steps", type=int, default=2000, metavar="N", help="optimiser steps of each (2000)")
-    shapes.add_argument("--batch", type=int, help="samples a step; the same for all (each configuration's own)")
-    shapes.add_argument("--crop", type=int, help="side of a sample; the same for all (each configuration's own)")
-    shapes.add_argument("--items", type=int, default=0, metavar="N", help="validation items used (all)")
+    shapes.add_argument("--steps", type=from_up(1), default=2000, metavar="N", help="optimiser steps of each (2000)")
+    shapes.add_argument("--batch", type=from_up(1), help="samples a step; the same for all (each configuration's own)")
+    shapes.add_argument("--crop", type=from_up(1), help="side of a sample; the same for all (each configuration's own)")
+    shapes.add_argument("--items", type=from_up(0), default=0, metavar="N", help="validation items used (all)")
     shapes.add_argument("--teacher", help="closed-form filters to imitate first (each configuration's own)")
-    shapes.add_argument("--threads", type=int, help="CPU threads")
+    shapes.add_argument("--threads", type=from_up(1), help="CPU threads")
     shapes.add_argument("--out", type=Path, default=Path("out/study"), metavar="FOLDER", help="where to write")
 
     trust = studies.add_parser(
@@ -54,7 +58,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_validation(trust)
     trust.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write (.safetensors)")
     trust.add_argument(
-        "--tile", type=int, metavar="SIDE", help="default tile side of the result (the checkpoint's own)"
+        "--tile", type=from_up(1), metavar="SIDE", help="default tile side of the result (the checkpoint's own)"
     )
 
     views = studies.add_parser(
@@ -82,8 +86,8 @@ def _add_validation(parser: argparse.ArgumentParser) -> None:
     """What `_validation` reads."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="what 'vsdiqp train' wrote, or a shipped name")
     parser.add_argument("--validation", required=True, help="validation pool: 'vsdiqp pool --plain --qps ...'")
-    parser.add_argument("--items", type=int, default=0, metavar="N", help="validation items used (all)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--items", type=from_up(0), default=0, metavar="N", help="validation items used (all)")
+    parser.add_argument("--threads", type=from_up(1), help="CPU threads")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from vsdiqp.cli.numbers import from_up
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Describe the sub-command's arguments."""
@@ -10,16 +12,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--pool", help="training pool, made with 'vsdiqp pool'")
     parser.add_argument("--validation", help="validation pool")
     parser.add_argument("--out", help="folder for checkpoints, state and logs")
-    parser.add_argument("--steps", type=int, help="optimiser steps of the whole schedule")
-    parser.add_argument("--batch", type=int, help="samples a step and process")
+    parser.add_argument("--steps", type=from_up(1), help="optimiser steps of the whole schedule")
+    parser.add_argument("--batch", type=from_up(1), help="samples a step and process")
     parser.add_argument("--minutes", type=float, help="stop, resumably, after this long")
     parser.add_argument("--by-time", action="store_true", default=None, help="let the learning rate fall by --minutes")
-    parser.add_argument("--reuse", type=int, help="draw batches from a reservoir that uses a sample so often")
+    parser.add_argument("--reuse", type=from_up(1), help="draw batches from a reservoir that uses a sample so often")
     parser.add_argument("--form", help="on a GPU: eager, graph or compile")
     parser.add_argument("--initial", help="checkpoint whose weights to start from")
     parser.add_argument("--teacher", help="what to imitate first: closed-form filters, or another network's checkpoint")
     parser.add_argument("--fit-teacher", metavar="FILE", help="fit such filters on the pool, write them, and stop")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=from_up(1), help="CPU threads")
     parser.set_defaults(run=run)
 
 

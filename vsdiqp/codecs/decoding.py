@@ -115,16 +115,20 @@ def block_quantiser(frame: av.VideoFrame) -> float | None:
     return float(parameters.qp + (area * blocks[:, 4]).sum() / area.sum())
 
 
-def signature(container: av.container.InputContainer, stream: av.VideoStream) -> str:
+def first_frame(container: av.container.InputContainer, stream: av.VideoStream) -> av.VideoFrame | None:
+    """Decode until there is a frame; None when none comes."""
+    _use_one_thread(stream.codec_context)
+    try:
+        return next(container.decode(stream))
+    except (StopIteration, av.error.FFmpegError):
+        return None
+
+
+def signature(frame: av.VideoFrame | None, stream: av.VideoStream) -> str:
     """Return what the encoder wrote about itself into the stream, else into the container; empty when it did not.
 
     x264 and x265 write their whole command line as unregistered user data before the first picture.
     """
-    _use_one_thread(stream.codec_context)
-    try:
-        frame = next(container.decode(stream))
-    except (StopIteration, av.error.FFmpegError):
-        frame = None
     if frame is not None:
         data = frame.side_data.get("SEI_UNREGISTERED")
         text = bytes(data)[_UUID_BYTES:].rstrip(b"\0") if data is not None else b""

@@ -104,7 +104,11 @@ def scan_file(path: Path, progress: Progress | None = None, order: Order = "head
                 frames = decoding.in_decoder_order(reader.coded(), container, container.streams.video[0], progress)
                 qps, complete = [frame.qp for frame in frames], True
         with _open(path) as container:
-            encoder = decoding.signature(container, container.streams.video[0])
+            stream = container.streams.video[0]
+            first = decoding.first_frame(container, stream)
+            encoder = decoding.signature(first, stream)
+            if first is not None:  # AV1's sequence header may promise larger ones
+                described |= {"width": first.width, "height": first.height}
     except av.error.FFmpegError as error:
         raise DiqpError(
             f"cannot read {path}: {error.strerror or error}; give the video that the clip was read from, complete and "

@@ -1,5 +1,6 @@
 """Before, after and source side by side, with zoomed crops where the restoration changed most."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsdiqp.errors import DiqpError
-from vsdiqp.evaluation.metrics import Picture, psnr, ssim
+from vsdiqp.evaluation.metrics import SSIM_WINDOW, Picture, psnr, ssim
 from vsdiqp.evaluation.video import Node, open_video, plane, rgb_picture, settle_colour, to_rgb
 
 
@@ -19,6 +20,8 @@ class Still:
 
     rgb: Picture
     luma: Picture
+    """The clip's own, in the range of its codes; of an RGB picture BT.709's."""
+    is_rgb: bool = False
 
     @classmethod
     def of(cls, clip: Node, frame: int) -> "Still":
@@ -28,8 +31,14 @@ class Still:
         clip = settle_colour(clip)
         rgb = rgb_picture(to_rgb(clip[frame]).get_frame(0))
         if clip.format.num_planes == 3 and clip.format.color_family.name == "RGB":
-            return cls(rgb, np.tensordot(np.array([0.2126, 0.7152, 0.0722], np.float32), rgb, 1))
+            return cls(rgb, bt709_luma(rgb), is_rgb=True)
         return cls(rgb, plane(clip.get_frame(frame), 0))
+
+
+def bt709_luma(rgb: Picture) -> Picture:
+    """Full-range luma (rows, columns) of R'G'B' (3, rows, columns)."""
+    luma: Picture = np.tensordot(np.array([0.2126, 0.7152, 0.0722], np.float32), rgb, 1)
+    return luma
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,13 @@ def compare(
     if len(set(sizes)) != 1:
         listed = ", ".join(f"{path} {columns}x{rows}" for path, (rows, columns) in zip(paths, sizes, strict=True))
         raise DiqpError(f"the pictures differ in size: {listed}")
+    if len(stills) > 2 and min(sizes[0]) < SSIM_WINDOW:
+        rows, columns = sizes[0]
+        raise DiqpError(
+            f"the pictures are {columns}x{rows}; against a source they must be {SSIM_WINDOW}x{SSIM_WINDOW} or larger"
+        )
+    if len({still.is_rgb for still in stills}) > 1:  # luma of one scale for all
+        stills = [dataclasses.replace(still, luma=bt709_luma(still.rgb)) for still in stills]
     return draw(stills, out, crop, crops)
 
 
@@ -121,7 +137,7 @@ def _figure(
             _show(axes[row][column], still.rgb[:, top : top + side, left : left + side])
             mark = Rectangle((left - 0.5, top - 0.5), side, side, fill=False, edgecolor="yellow", linewidth=1)
             axes[0][column].add_patch(mark)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=110, format="png")
     pyplot.close(figure)
 
 

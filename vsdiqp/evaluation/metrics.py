@@ -25,6 +25,10 @@ def psnr(picture: Picture, source: Picture) -> float:
     return PSNR_CEILING if error <= 10 ** (-PSNR_CEILING / 10) else -10 * math.log10(error)
 
 
+SSIM_WINDOW = 11
+"""Least rows and columns of a picture whose SSIM is measured."""
+
+
 def ssim(picture: Picture, source: Picture) -> float:
     """Mean SSIM of two planes (rows, columns) with range 1: Wang et al. 2004, Gaussian window of sigma 1.5.
 
