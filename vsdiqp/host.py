@@ -27,7 +27,7 @@ from numpy.typing import DTypeLike, NDArray
 import vsdiqp
 from vsdiqp.clip import ClipFormat, FrameColour, Planes, Run, Settings
 from vsdiqp.errors import DiqpError
-from vsdiqp.settings import DEFAULT_CODEC, Arguments, QpRule, check_clip, parse_qp, parse_settings
+from vsdiqp.settings import Arguments, QpRule, check_clip, parse_qp, parse_settings
 from vsdiqp.threads import EngineThreads, shared_thread, stdout_to_stderr
 
 log = logging.getLogger("vsdiqp")
@@ -85,7 +85,9 @@ class Engine:
         self._threads = shared_thread()
         self._restorer = self._threads.run(lambda: _make_restorer(settings, clip))
         try:
-            self._check_codec()
+            known: Sequence[str] | None = getattr(self._restorer, "codecs", None)
+            if known:
+                self._qp = qp.for_model(known)
             concurrency = int(getattr(self._restorer, "concurrency", 1))
             if concurrency > 1:
                 self._threads = EngineThreads(concurrency, "vsdiqp-device")
@@ -148,13 +150,6 @@ class Engine:
             _view(address, stride, shape, self._dtype, writeable)
             for (address, stride), shape in zip(planes, self._shapes, strict=True)
         )
-
-    def _check_codec(self) -> None:
-        known: Sequence[str] | None = getattr(self._restorer, "codecs", None)
-        codec = self._qp.codec or (None if self._qp.qps is None else DEFAULT_CODEC)
-        # Without codec= frames may still say another one than the default, which is checked as they come.
-        if known and self._qp.codec and codec not in known:
-            raise DiqpError(f"the model is made for {', '.join(known)}, not for {codec}: give another model= or codec=")
 
 
 def create(arguments: Arguments, clip: Mapping[str, Any]) -> Engine:

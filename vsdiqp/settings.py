@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vsdiqp.clip import ClipFormat, Settings
 from vsdiqp.codecs.scales import CODECS, QpScale, scale_of
@@ -31,6 +31,27 @@ class QpRule:
     """The argument ``codec``; None: the frame property ``_Codec``."""
     offset: float
     """Added to the mean QP of a run."""
+    assumed: str = DEFAULT_CODEC
+    """Whose scale ``qps`` are on where neither ``codec`` nor a frame says it."""
+
+    def for_model(self, codecs: Sequence[str]) -> "QpRule":
+        """The same for a model that knows these codecs: of one that knows a single one, that is assumed.
+
+        Raises :class:`DiqpError` where ``codec`` is none of them, or a QP is off the scale of the only one.
+        """
+        if self.codec and self.codec not in codecs:
+            raise DiqpError(
+                f"the model is made for {', '.join(codecs)}, not for {self.codec}: give another model= or codec="
+            )
+        if len(codecs) != 1 or self.qps is None:
+            return self
+        for index, qp in enumerate(self.qps):
+            try:
+                scale_of(codecs[0]).check(qp)
+            except DiqpError as error:
+                place = f"qp[{index}]: " if len(self.qps) > 1 else ""
+                raise DiqpError(f"{place}{error}; the model is made for {codecs[0]} alone") from None
+        return replace(self, assumed=codecs[0])
 
     def resolve(self, indices: Sequence[int], stated: Sequence[float | None], codec: str) -> tuple[float, str]:
         """Return the QP of a run and the codec on whose scale it is.
@@ -45,7 +66,7 @@ class QpRule:
             try:
                 scale.check(qp)
             except DiqpError as error:
-                hint = "" if self.codec or codec else f"; without codec= and _Codec, {scale.codec} is assumed"
+                hint = "" if self.codec or codec else f"; without codec= and _Codec, {self.assumed} is assumed"
                 raise DiqpError(f"frame {index}: {error}{hint}") from None
         return scale.clamp(sum(qps) / len(qps) + self.offset), scale.codec
 
@@ -76,7 +97,7 @@ class QpRule:
                 f"frame {index} has a property _QP but no _Codec, which says on what scale it is: give codec=, one of "
                 f"{', '.join(CODECS)}"
             )
-        return CODECS[DEFAULT_CODEC]
+        return CODECS[self.assumed]
 
 
 def check_clip(clip: ClipFormat) -> None:

@@ -204,6 +204,12 @@ class OnlyHevc(Recorder):
     codecs = ("hevc",)
 
 
+class OnlyAv1(Recorder):
+    """Is made for the other one."""
+
+    codecs = ("av1",)
+
+
 class Collects(Recorder):
     """Runs the garbage collector, as any allocation may."""
 

@@ -80,6 +80,14 @@ def test_a_codec_the_model_does_not_know_is_refused_when_the_script_is_read(engi
     engine("OnlyHevc")
     with pytest.raises(vs.Error, match=r"^diqp.Restore: the model is made for hevc, not for av1"):
         numbered(3).diqp.Restore(qp=30, codec="av1")
+    with pytest.raises(vs.Error, match=r"^diqp.Restore: qp\[2\]: QP 60 is out of range.*for hevc alone"):
+        numbered(3).diqp.Restore(qp=[30, 30, 60])
+
+
+def test_a_model_that_knows_one_codec_is_told_qps_on_its_scale(engine):
+    double = engine("OnlyAv1")
+    numbered(3).diqp.Restore(qp=200).get_frame(0)
+    assert [(run["qp"], run["codec"]) for run in double.runs] == [(200, "av1")]
 
 
 @pytest.mark.parametrize(
