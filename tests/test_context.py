@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.network import vectors
 from tests.stand_ins import clip_format, colour, make_run, noise
+from vsdiqp.clip import FrameColour
 from vsdiqp.context import Thumbnailer, thumbnails
 from vsdiqp.planes import FrameMap
 
@@ -25,6 +27,20 @@ def test_a_thumbnail_is_the_frame_shrunk_bicubically(network_colour, size):
     )[0].clamp(0, 1)
     got = Thumbnailer(160, 90, size).shrink(frames, noise(clip, 1))
     torch.testing.assert_close(got, expected, rtol=0, atol=4e-5)  # torch places pixels in fp32
+
+
+def test_a_thumbnail_is_opencvs():
+    """What the released network was trained with, to the rounding of its 8 bits and OpenCV's own last digit."""
+    with np.load(vectors.DATA / "resize.npz") as file:
+        expected = dict(file)
+    source = (255 * vectors.picture("resize/0", 512)).round().to(torch.uint8).numpy()
+    for name, small in expected.items():
+        width, height = (int(number) for number in name.split("_")[1].split("x"))
+        planes = tuple(np.ascontiguousarray(channel[:height, :width]) for channel in source)
+        clip = clip_format("RGB", 8, (0, 0), (width, height))
+        got = 255 * Thumbnailer(width, height, (32, 32)).shrink(FrameMap(clip, FrameColour(0, True, 0), "rgb"), planes)
+        off = np.abs(got.round().numpy() - small.transpose(2, 0, 1))
+        assert off.max() <= 1 and off.mean() < 0.01, name
 
 
 def test_the_released_networks_reduction_has_its_published_taps():
