@@ -167,13 +167,14 @@ def read_qp(arguments: Arguments, frames: int, width: int, height: int) -> tuple
     add to them for this encoder's way of spending bits. ``width``, ``height``: the clip's, 0 where they vary.
 
     ``arguments``: ``path``, the file the clip was read from, and optionally ``offset``, the number of frames trimmed
-    from its start. Raises :class:`DiqpError` when the file cannot be read or does not fit the clip.
+    from its start; given, 0 included, it says that frames may be missing at the end as well. Raises
+    :class:`DiqpError` when the file cannot be read or does not fit the clip.
     """
     path = str(arguments["path"][0])
-    offset = int(arguments.get("offset", (0,))[0])
+    offset = int(arguments["offset"][0]) if "offset" in arguments else None
     if not path:
         raise DiqpError("path is empty: give the file the clip was read from")
-    if offset < 0:
+    if offset is not None and offset < 0:
         raise DiqpError(f"offset is {offset}: give 0 or more, the number of frames trimmed from the start")
     with stdout_to_stderr():
         from vsdiqp.codecs import frame_qps

@@ -172,6 +172,7 @@ def test_a_trimmed_clip_takes_its_part(streams: Streams) -> None:
     assert codec == "hevc"
     assert frame_qps(path, 10, offset=5) == (codec, qps[5:15], more)
     assert frame_qps(path, FRAMES - 5, offset=5) == (codec, qps[5:], more)
+    assert frame_qps(path, 10, offset=0) == (codec, qps[:10], more)
 
 
 def test_a_clip_of_another_size_is_remarked_on(streams: Streams, caplog: pytest.LogCaptureFixture) -> None:
@@ -185,9 +186,11 @@ def test_a_clip_of_another_size_is_remarked_on(streams: Streams, caplog: pytest.
     assert f"the clip is {own[0] // 2}x{own[1]}" in caplog.text and f"is {own[0]}x{own[1]}: " in caplog.text
 
 
-@pytest.mark.parametrize(("frames", "offset"), [(FRAMES - 1, 0), (FRAMES + 1, 0), (FRAMES, 1), (3, -1)])
+@pytest.mark.parametrize(
+    ("frames", "offset"), [(FRAMES - 1, None), (FRAMES + 1, None), (FRAMES + 1, 0), (FRAMES, 1), (3, -1)]
+)
 def test_a_count_that_does_not_fit_names_both_numbers_and_the_way_out(
-    streams: Streams, frames: int, offset: int
+    streams: Streams, frames: int, offset: int | None
 ) -> None:
     with pytest.raises(DiqpError, match=rf"{frames} frames.* holds {FRAMES}.*offset="):
         frame_qps(str(streams("closed.mkv")), frames, offset)

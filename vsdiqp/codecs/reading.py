@@ -68,15 +68,17 @@ def read_qps(path: str | os.PathLike[str], *, use_cache: bool = True) -> list[in
     return probe(path, use_cache=use_cache).qps
 
 
-def frame_qps(path: str, frames: int, offset: int = 0, size: tuple[int, int] = (0, 0)) -> tuple[str, list[int], int]:
+def frame_qps(
+    path: str, frames: int, offset: int | None = None, size: tuple[int, int] = (0, 0)
+) -> tuple[str, list[int], int]:
     """Return the scale ("hevc" or "av1"), the QPs of a clip of ``frames`` frames loaded from ``path``, and
     `Scan.qp_offset`.
 
-    ``offset`` is the number of frames that were trimmed from the start. With the default 0 the file must hold exactly
-    ``frames`` frames, so that a clip whose length was changed in another way is noticed; with a larger one the clip may
-    also end early. Where the file is damaged or joined, it is decoded to see what is left of it. Raises
-    :class:`DiqpError` naming both numbers when they do not fit. A warning is logged where the clip's ``size``, width
-    and height, is not the file's: it was scaled or cropped, or is of another file.
+    ``offset`` is the number of frames that were trimmed from the start. Without it the file must hold exactly
+    ``frames`` frames, so that a clip whose length was changed is noticed; with it the clip may also end early. Where
+    the file is damaged or joined, it is decoded to see what is left of it. Raises :class:`DiqpError` naming both
+    numbers when they do not fit. A warning is logged where the clip's ``size``, width and height, is not the file's: it
+    was scaled or cropped, or is of another file.
     """
     result = probe(path)
     # Turned by a quarter, as telephones ask for, is as good; sizes that vary come as zeros.
@@ -86,10 +88,10 @@ def frame_qps(path: str, frames: int, offset: int = 0, size: tuple[int, int] = (
             "or crops, since the damage lies on the codec's grid",
             *size, path, result.width, result.height,
         )  # fmt: skip
-    missing = len(result.qps) - frames - offset
+    start, whole = offset or 0, offset is None
+    missing = len(result.qps) - frames - start
     few = missing <= max(_FEW_FRAMES, len(result.qps) * _FEW_PERCENT // 100)
-    doubtful = not result.complete or (few if offset == 0 else result.unreadable > 0)
-    if offset >= 0 and missing > 0 and doubtful:
+    if missing > 0 and (not result.complete or (few if whole else result.unreadable > 0)):
         # A decoder passes over what it cannot make sense of in a damaged file, and source filters count what is left.
         _log.warning(
             "the clip has %d frames and %s promises %d: decoding it to see which are missing, as in a damaged or "
@@ -98,12 +100,11 @@ def frame_qps(path: str, frames: int, offset: int = 0, size: tuple[int, int] = (
         )  # fmt: skip
         result = probe(path, order="decoder")
     held = len(result.qps)
-    fits = held == frames if offset == 0 else offset > 0 and offset + frames <= held
-    if not fits:
-        started = f" from frame {offset} on" if offset else ""
+    if held != frames if whole else held < start + frames or start < 0:
+        started = f" from frame {start} on" if start else ""
         raise DiqpError(
             f"the clip has {frames} frames{started}, but {path} holds {held}: call ReadQP on the clip as the source "
-            "filter returns it, before Trim and anything else that changes its length, or, where frames were trimmed "
-            "from its start, give their number as offset="
+            "filter returns it, before Trim and anything else that changes its length, or, where frames were trimmed, "
+            "give the number of those before its first one as offset= (0 where only its end was)"
         )
-    return result.codec, result.qps[offset : offset + frames], result.qp_offset
+    return result.codec, result.qps[start : start + frames], result.qp_offset
