@@ -51,6 +51,9 @@ class Zero:
     def confidence(self, qp, codec):
         return 1.0
 
+    def chroma_confidence(self, qp, codec):
+        return 1.0
+
     def to_precision(self, dtype):
         return self
 

@@ -11,6 +11,7 @@ import torch
 from tests.stand_ins import Blur, Constant, PlaceBias, Zero, clip_format, colour, empty, make_run, noise, same_bits
 from vsdiqp.clip import Run, Settings
 from vsdiqp.errors import DiqpError
+from vsdiqp.planes import rgb_to_yuv
 from vsdiqp.restorer import Restorer
 
 SAMPLES = [("integer", bits) for bits in (8, 9, 10, 12, 16)] + [("float", 16), ("float", 32)]
@@ -216,6 +217,21 @@ def test_low_confidence_weakens_the_residual():
     clip = clip_format("GRAY", 32, sample_type="float")
     job = restore(Doubtful(0.2), clip, colour("GRAY"))
     np.testing.assert_allclose(job.targets[0][0] - job.frames[0][0], 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["YUV", "RGB"])
+def test_chroma_may_be_trusted_less(family):
+    class Doubtful(Constant):
+        def chroma_confidence(self, qp, codec):
+            return 0.25
+
+    clip = clip_format(family, 32, (0, 0), sample_type="float")
+    job = restore(Doubtful(0.2, colour="ycbcr"), clip, colour(family))
+    to_clip = np.eye(3) if family == "YUV" else np.linalg.inv(rgb_to_yuv(1))
+    expected = np.stack(job.frames[0]) + (to_clip @ [0.2, 0.05, 0.05])[:, None, None]
+    if family == "RGB":
+        expected = expected.clip(0, 1)
+    np.testing.assert_allclose(np.stack(job.targets[0]), expected, atol=1e-5)
 
 
 def test_a_network_that_is_not_trusted_at_a_qp_is_not_asked():

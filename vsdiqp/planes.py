@@ -277,9 +277,18 @@ class FrameMap:
         return out
 
     def add(
-        self, source: Planes, target: Planes, residual: Tensor, first: int, start: int, stop: int, strength: float = 1.0
+        self,
+        source: Planes,
+        target: Planes,
+        residual: Tensor,
+        first: int,
+        start: int,
+        stop: int,
+        strength: float = 1.0,
+        chroma: float = 1.0,
     ) -> None:
-        """Write rows ``start..stop`` of ``target``: those of ``source`` plus ``strength`` times the residual.
+        """Write rows ``start..stop`` of ``target``: those of ``source`` plus ``strength`` times the residual, of whose
+        second and third colour ``chroma`` counts (`chroma_weighed`).
 
         ``residual`` is 3,h,width in network colours with its row 0 at frame row ``first``; it must reach ``margin``
         rows beyond ``start..stop`` where the frame has them. ``start`` and ``stop`` are multiples of ``row_step``.
@@ -288,15 +297,16 @@ class FrameMap:
         residual = residual[:, around - first : stop + self.margin - first]
         rows = residual.narrow(1, start - around, stop - start)
         for index, (old, new) in enumerate(zip(source, target, strict=True)):
+            weights = chroma_weighed(self.to_clip[index], chroma)
             gain = self.codes[index].scale * strength
             if index and self._subsampled:
                 low, high = start // self.y.factor, stop // self.y.factor
-                change = self._combine(residual, index)
+                change = _combine(residual, weights)
                 change = self.y.reduce(change, 0, around, low, high)
                 change = self.x.reduce(change, 1, 0, 0, self.x.length)
                 self._encode(old[low:high], new[low:high], change, gain)
             else:
-                self._encode(old[start:stop], new[start:stop], self._combine(rows, index), gain)
+                self._encode(old[start:stop], new[start:stop], _combine(rows, weights), gain)
 
     def _decode(self, samples: NDArray[Any], index: int, out: Tensor | None = None) -> Tensor:
         """Code values to numbers, biased already where they are network colours as they stand."""
@@ -319,13 +329,6 @@ class FrameMap:
         if math.isfinite(self.limits[0]):
             out.clamp_(*self.limits)
 
-    def _combine(self, residual: Tensor, index: int) -> Tensor:
-        weights = self.to_clip[index]
-        nonzero = np.flatnonzero(weights)
-        if len(nonzero) == 1 and weights[nonzero[0]] == 1.0:
-            return residual[nonzero[0]]
-        return _weigh(residual, weights, residual.new_empty(residual.shape[1:]))
-
     def _encode(self, old: NDArray[Any], new: NDArray[Any], change: Tensor, gain: float) -> None:
         value = _load(old, self._device)
         least, most = self.legal
@@ -342,6 +345,18 @@ class FrameMap:
             # Adding +0.0 would turn -0.0 into +0.0: untouched samples stay as they are, to the bit.
             value = result if self._integer else torch.where(change == 0.0, value, result)
         _store(value, new)
+
+
+def chroma_weighed(weights: NDArray[np.float64], chroma: float) -> NDArray[np.float64]:
+    """Weights of the network's colours (last axis: Y, Cb, Cr), those of its chroma times ``chroma``."""
+    return weights if chroma == 1.0 else weights * np.array([1.0, chroma, chroma])
+
+
+def _combine(residual: Tensor, weights: NDArray[np.float64]) -> Tensor:
+    nonzero = np.flatnonzero(weights)
+    if len(nonzero) == 1 and weights[nonzero[0]] == 1.0:
+        return residual[nonzero[0]]
+    return _weigh(residual, weights, residual.new_empty(residual.shape[1:]))
 
 
 def identity(planes: Planes) -> tuple[int, ...]:

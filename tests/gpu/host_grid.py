@@ -112,11 +112,12 @@ class HostKernels:
         strength: float,
         wanted=(0, 1, 2),
         threads: int = 1,
+        chroma: float = 1.0,
     ) -> list[Planes | None]:
         """Restored planes of the wanted frames."""
         memory, bases = self.stage(frames)
         out = np.zeros((3, self.program.staged.samples), memory.dtype)
         targets = [out[i].ctypes.data if i in wanted else 0 for i in range(3)]
         assert prediction.dtype == np.float32 and prediction.flags.c_contiguous
-        self.launch(self.program.finish(colour, bases, prediction.ctypes.data, targets, strength), threads)
+        self.launch(self.program.finish(colour, bases, prediction.ctypes.data, targets, strength, chroma), threads)
         return [self.program.staged.views(out[i]) if i in wanted else None for i in range(3)]

@@ -116,7 +116,7 @@ def test_thumbnails_equal_the_cpu_path(name: str, size: tuple[int, int]):
     np.testing.assert_allclose(ahead, torch.stack((after, beyond), 1), rtol=0, atol=5e-6)
 
 
-def blend_on_cpu(form, meaning, network_colour, plan, frames, prediction, strength) -> list[Planes]:
+def blend_on_cpu(form, meaning, network_colour, plan, frames, prediction, strength, chroma=1.0) -> list[Planes]:
     cpu = FrameMap(form, meaning, network_colour)
     canvas = tiles.Canvas(plan, (3, 3), cpu.margin, cpu.row_step)
     targets = [tuple(np.zeros_like(plane) for plane in frame) for frame in frames]
@@ -128,7 +128,7 @@ def blend_on_cpu(form, meaning, network_colour, plan, frames, prediction, streng
         strip = canvas.end_row()
         for f in range(3):
             if strip.start < strip.stop:
-                cpu.add(frames[f], targets[f], strip.values[f], strip.first, strip.start, strip.stop, strength)
+                cpu.add(frames[f], targets[f], strip.values[f], strip.first, strip.start, strip.stop, strength, chroma)
     return targets
 
 
@@ -142,8 +142,9 @@ def test_restored_planes_equal_the_cpu_path(name: str, network_colour: str):
     prediction = random.normal(0, 0.05, (plan.count, 3, 3, plan.rows.side, plan.columns.side)).astype(np.float32)
     prediction[0, 0, 0, 0, :2] = np.nan, np.inf
     kernels = HostKernels(form, plan, (16, 16), network_colour, half=False)
-    found = kernels.finish(meaning, frames, prediction, 0.8)
-    expected = blend_on_cpu(form, meaning, network_colour, plan, frames, prediction, 0.8)
+    chroma = 0.6 if network_colour == "ycbcr" else 1.0
+    found = kernels.finish(meaning, frames, prediction, 0.8, chroma=chroma)
+    expected = blend_on_cpu(form, meaning, network_colour, plan, frames, prediction, 0.8, chroma)
     changed = 0
     for ours, theirs, source in zip(found, expected, frames, strict=True):
         for a, b, c in zip(ours, theirs, source, strict=True):

@@ -40,16 +40,14 @@ def test_trust_and_chroma_are_what_was_measured() -> None:
     found.luma["hevc", 22.0] = [gains(0.5), gains(0.5)]
     found.luma["hevc", 37.0] = [gains(1.1)]
     found.luma["av1", 153.0] = [[-share for share in SHARES]]
-    chroma = [[0.1 * c * (0.8 - c) for c in CHROMA] for _ in SHARES]
-    for at in found.luma:
-        found.chroma[at] = [chroma, chroma]
+    for at, peak in zip(found.luma, (0.4, 0.7, 0.4), strict=True):
+        found.chroma[at] = [[[0.1 * c * (2 * peak - c) for c in CHROMA] for _ in SHARES]] * 2
     result = trusted(network, found, 256)
     assert result.confidence(22, "hevc") == pytest.approx(0.5)
     assert result.confidence(45, "hevc") == pytest.approx(1.1)
     assert result.confidence(153, "av1") == 0.0
-    rows, own = result.head.project.weight, network.head.project.weight  # type: ignore[union-attr]
-    torch.testing.assert_close(rows[4:6], 0.4 * own[4:6])  # type: ignore[index]
-    torch.testing.assert_close(rows[:4], own[:4])  # type: ignore[index]
+    assert result.chroma_confidence(20, "hevc") == pytest.approx(0.4)
+    assert result.chroma_confidence(29.5, "hevc") == pytest.approx(0.55)
     assert "| hevc | 22 | 2 | 0.50 | +0.500 |" in table(found, result)
 
 

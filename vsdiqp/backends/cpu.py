@@ -86,6 +86,7 @@ class TorchBackend:
     def _restore(self, run: Run) -> None:
         task, network, clip, plan = self._task, self._network, self._task.clip, self._task.plan
         strength = task.strength * network.confidence(run.qp, run.codec)
+        chroma = network.chroma_confidence(run.qp, run.codec)
         frames = frame_map(clip, run.colour, self._colour, self._device)
         wanted = [index for index, target in enumerate(run.targets) if target is not None]
         config = network.config
@@ -123,7 +124,7 @@ class TorchBackend:
                 target = run.targets[index]
                 assert target is not None
                 change = strip.values[position]
-                frames.add(run.frames[index], target, change, strip.first, strip.start, strip.stop, strength)
+                frames.add(run.frames[index], target, change, strip.first, strip.start, strip.stop, strength, chroma)
 
     @staticmethod
     def _cut(run: Run, frames: FrameMap, left: int, top: int, tile: Tensor, ahead_tile: Tensor) -> None:

@@ -212,7 +212,8 @@ class Slot:
         wanted = {index: self._inputs + index for index, target in enumerate(run.targets) if target is not None}
         targets = [self._address(wanted[index]) if index in wanted else 0 for index in range(layouts.GROUP)]
         strength = shared.task.strength * shared.network.confidence(run.qp, run.codec)
-        shared.launch(self._program.finish(run.colour, frames, _at(self._prediction), targets, strength))
+        chroma = shared.network.chroma_confidence(run.qp, run.codec)
+        shared.launch(self._program.finish(run.colour, frames, _at(self._prediction), targets, strength, chroma))
         for place in wanted.values():
             self._copy(self._host, self._mirror, place)
 

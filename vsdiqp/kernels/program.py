@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vsdiqp.clip import ClipFormat, FrameColour
 from vsdiqp.kernels import colours, layouts
 from vsdiqp.kernels.layouts import FRAMES, GROUP, Record, StagedFrame
+from vsdiqp.planes import chroma_weighed
 from vsdiqp.tiles import Axis, TilePlan
 
 THREADS: Final = 256
@@ -102,8 +103,9 @@ class PlaneProgram:
         prediction: int,
         targets: Sequence[int],
         strength: float,
+        chroma: float = 1.0,
     ) -> Launch:
-        """Add the predictions of all tiles (fp32) to the staged frames.
+        """Add the predictions of all tiles (fp32) to the staged frames: `FrameMap.add`.
 
         ``targets``: addresses of three frames in staging, 0 where a frame is not wanted.
         """
@@ -111,6 +113,8 @@ class PlaneProgram:
         self._common(record, colour, frames)
         record["tiling"] = self._tiling
         record["prediction"], record["strength"] = prediction, strength
+        colours = record["colour"]["from_network"]
+        colours[...] = chroma_weighed(colours, chroma)
         for index, base in enumerate(targets):
             record["target"][0, index] = self.staged.addresses(base) if base else 0
         width, height = self._clip.width, self._clip.height

@@ -73,6 +73,9 @@ class DiQPConfig:
     """Share of the prediction to apply, for each codec as (QP, share) points, straight lines between; measured on
     clips that were not trained on; a little over 1 where a network is too careful. Empty: 1 everywhere in
     ``qp_range``."""
+    chroma_trust: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    """Share to apply of what is predicted of chroma, of what is applied of luma, as ``trust`` has it; for colour
+    "ycbcr" only. Chroma is damaged less, and at fine QPs rounding costs it more."""
     origin: str = ""
     """Who made the weights and from what."""
 
@@ -119,6 +122,8 @@ class DiQPConfig:
                 f"qp_range must name the codecs {', '.join(self.codecs) or '(none given)'} and no others; it names "
                 f"{', '.join(self.qp_range) or 'none'}"
             )
+        if self.chroma_trust and self.colour != "ycbcr":
+            raise DiqpError(f"chroma_trust is for networks with colour 'ycbcr'; this one has {self.colour!r}")
         for codec, (low, high) in self.qp_range.items():
             if not low < high:
                 raise DiqpError(f"qp_range of {codec} must go from a lower to a higher QP; got {low} to {high}")
@@ -191,10 +196,11 @@ class DiQPConfig:
         """A JSON-ready dictionary that `from_dict` reads back."""
         values = asdict(self)
         values["qp_range"] = {codec: list(limits) for codec, limits in self.qp_range.items()}
-        if self.trust:
-            values["trust"] = {codec: [list(point) for point in points] for codec, points in self.trust.items()}
-        else:
-            del values["trust"]  # older versions read what has none
+        for name in ("trust", "chroma_trust"):
+            if values[name]:
+                values[name] = {codec: [list(point) for point in points] for codec, points in values[name].items()}
+            else:
+                del values[name]  # older versions read what has none
         if not self.neighbours:
             del values["neighbours"]
         if not self.first_pass:
@@ -216,9 +222,9 @@ class DiQPConfig:
         cleaned: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if "qp_range" in cleaned:
             cleaned["qp_range"] = {c: (int(r[0]), int(r[1])) for c, r in dict(cleaned["qp_range"]).items()}
-        if "trust" in cleaned:
-            cleaned["trust"] = {
+        for name in {"trust", "chroma_trust"} & cleaned.keys():
+            cleaned[name] = {
                 codec: tuple((float(qp), float(share)) for qp, share in points)
-                for codec, points in dict(cleaned["trust"]).items()
+                for codec, points in dict(cleaned[name]).items()
             }
         return cls(**cleaned)

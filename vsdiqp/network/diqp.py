@@ -5,6 +5,8 @@ Compression" (WACV 2025), as specified in spec/diqp.md. One class for the releas
 says which parts a network has.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -194,14 +196,11 @@ class DiQP(nn.Module):
         """
         low = self.config.qp_range.get(codec, (0, 0))[0]
         fade = min(max(1 - (low - qp) / max(low / 4, 1.0), 0.0), 1.0)
-        points = self.config.trust.get(codec, ())
-        if not points or fade == 0.0:
-            return fade
-        right = next((i for i, (at, _) in enumerate(points) if at >= qp), len(points))
-        if right in (0, len(points)):
-            return fade * points[min(right, len(points) - 1)][1]
-        (q0, s0), (q1, s1) = points[right - 1], points[right]
-        return fade * (s0 + (s1 - s0) * (qp - q0) / (q1 - q0))
+        return fade * _share(self.config.trust.get(codec, ()), qp)
+
+    def chroma_confidence(self, qp: float, codec: str) -> float:
+        """How far what is predicted of chroma is trusted, beside luma: `DiQPConfig.chroma_trust`."""
+        return _share(self.config.chroma_trust.get(codec, ()), qp)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -327,3 +326,14 @@ class DiQP(nn.Module):
         """
         guides = self.frame_guides(around, ahead_scaled, weight_decay)
         return self.restore(tile, ahead_tile, guides, location, weight_decay, beside)
+
+
+def _share(points: Sequence[tuple[float, float]], qp: float) -> float:
+    """The share at a QP: straight lines between (QP, share) points, level beyond the outermost; without any 1."""
+    if not points:
+        return 1.0
+    right = next((i for i, (at, _) in enumerate(points) if at >= qp), len(points))
+    if right in (0, len(points)):
+        return points[min(right, len(points) - 1)][1]
+    (q0, s0), (q1, s1) = points[right - 1], points[right]
+    return s0 + (s1 - s0) * (qp - q0) / (q1 - q0)

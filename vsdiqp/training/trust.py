@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig
-from vsdiqp.network.stem import CELL_OUTPUTS, CellHead
 from vsdiqp.training.batches import unsited
 from vsdiqp.training.loss import chroma_gain, luma_gain
 from vsdiqp.training.validation import NOTHING, Restored, chroma_codes, luma_codes
@@ -75,30 +74,21 @@ def _chroma_gains(change: Tensor, seen: Restored) -> list[list[list[float]]]:
 
 
 def trusted(network: DiQP, found: Measured, tile: int) -> DiQP:
-    """The network with ``trust`` set for every codec and QP measured, its chroma scaled where its head allows, and
-    ``tile`` as its default tile side.
+    """The network with ``trust`` and, where it restores the clip's own planes, ``chroma_trust`` set for every codec and
+    QP measured, and ``tile`` as its default tile side.
     """
-    trust: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    chosen: dict[tuple[str, float], int] = {}
+    luma: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    chroma: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for (codec, qp), rows in sorted(found.luma.items()):
-        chosen[codec, qp] = best(rows)
-        trust[codec].append((float(qp), SHARES[chosen[codec, qp]]))
-    points = {codec: tuple(pairs) for codec, pairs in trust.items()}
-    config = dataclasses.replace(network.config, trust=points, tile=tile)
+        chosen = best(rows)
+        luma[codec].append((float(qp), SHARES[chosen]))
+        if planes := found.chroma.get((codec, qp)):
+            chroma[codec].append((float(qp), CHROMA[best([shares[chosen] for shares in planes])]))
+    trust, chroma_trust = ({codec: tuple(points) for codec, points in by.items()} for by in (luma, chroma))
+    config = dataclasses.replace(network.config, trust=trust, chroma_trust=chroma_trust, tile=tile)
     result = DiQP(config)
     result.load_state_dict(network.state_dict())
-    rows = [planes[chosen[at]] for at, streams in found.chroma.items() for planes in streams]
-    if rows and isinstance(result.head, CellHead):
-        scale_chroma(result.head, CHROMA[best(rows)])
     return result.prepare()
-
-
-@torch.no_grad()
-def scale_chroma(head: CellHead, share: float) -> None:
-    """Have the head predict so much of its chroma residuals."""
-    assert head.project.bias is not None
-    for tensor in (head.project.weight, head.project.bias):
-        tensor[4:CELL_OUTPUTS] *= share
 
 
 def table(found: Measured, network: DiQP) -> str:
