@@ -45,12 +45,7 @@ class QpRule:
             )
         if len(codecs) != 1 or self.qps is None:
             return self
-        for index, qp in enumerate(self.qps):
-            try:
-                scale_of(codecs[0]).check(qp)
-            except DiqpError as error:
-                place = f"qp[{index}]: " if len(self.qps) > 1 else ""
-                raise DiqpError(f"{place}{error}; the model is made for {codecs[0]} alone") from None
+        _check_qps(self.qps, scale_of(codecs[0]), f"; the model is made for {codecs[0]} alone")
         return replace(self, assumed=codecs[0])
 
     def resolve(self, indices: Sequence[int], stated: Sequence[float | None], codec: str) -> tuple[float, str]:
@@ -146,18 +141,19 @@ def parse_qp(arguments: Arguments, frames: int) -> QpRule:
         )
     # Frames may still say which codec they are from, so without codec= the widest scale is the limit for now.
     limit = scale or max(CODECS.values(), key=lambda candidate: candidate.high)
+    scales = ", ".join(f"{one.codec!r} ({one.low} to {one.high})" for one in CODECS.values())
+    _check_qps(qps, limit, "" if scale else f"; codec= says which codec's it is: {scales}")
+    return QpRule(qps, codec, offset)
+
+
+def _check_qps(qps: Sequence[float], scale: QpScale, hint: str) -> None:
+    """Raise :class:`DiqpError`, ending in ``hint``, for the first that is not on the scale."""
     for index, qp in enumerate(qps):
         try:
-            limit.check(qp)
+            scale.check(qp)
         except DiqpError as error:
-            whose = (
-                ""
-                if scale
-                else "; codec= says which codec's it is: "
-                + ", ".join(f"{one.codec!r} ({one.low} to {one.high})" for one in CODECS.values())
-            )
-            raise DiqpError((f"qp[{index}]: " if len(qps) > 1 else "") + f"{error}{whose}") from None
-    return QpRule(qps, codec, offset)
+            place = f"qp[{index}]: " if len(qps) > 1 else ""
+            raise DiqpError(f"{place}{error}{hint}") from None
 
 
 def _text(arguments: Arguments, name: str, default: str) -> str:

@@ -44,8 +44,6 @@ def run(args: argparse.Namespace) -> int:
     if not hasattr(vapoursynth.core, "diqp"):
         raise DiqpError("the VapourSynth plugin diqp is not loaded; install vsdiqp: pip install . in its clone")
     width, height = parse_size(args.size)
-    if args.frames < 1 or args.warm_up < 0:
-        raise DiqpError("--frames must be at least 1 and --warm-up at least 0")
     if width % 2 or height % 2:
         raise DiqpError(f"--size {args.size}: 4:2:0 clips need an even width and height")
     clip = noise(width, height, args.bits, args.warm_up + args.frames)

@@ -3,7 +3,6 @@
 import argparse
 
 from vsdiqp.cli.numbers import from_up
-from vsdiqp.errors import DiqpError
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -14,7 +13,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("source", metavar="REF", nargs="?", help="the pristine one; metrics need it")
     parser.add_argument("--out", required=True, metavar="PNG", help="picture to write")
     parser.add_argument("--frame", type=from_up(0), default=0, help="frame number, from 0 (default 0)")
-    parser.add_argument("--crop", type=from_up(1), default=96, help="side of the zoomed crops in pixels (default 96)")
+    parser.add_argument("--crop", type=from_up(8), default=96, help="side of the zoomed crops in pixels (default 96)")
     parser.add_argument("--crops", type=from_up(0), default=3, help="how many crops (default 3)")
 
 
@@ -22,8 +21,6 @@ def run(args: argparse.Namespace) -> int:
     """Draw, and print the metrics."""
     from vsdiqp.evaluation.compare import compare
 
-    if args.crop < 8 or args.crops < 0:
-        raise DiqpError("--crop must be at least 8 pixels and --crops at least 0")
     paths = [path for path in (args.before, args.after, args.source) if path]
     metrics = compare(paths, args.out, args.frame, args.crop, args.crops)
     for name, values in zip(("before", "after"), metrics, strict=False):

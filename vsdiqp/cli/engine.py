@@ -52,8 +52,6 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from vsdiqp.backends import unavailable
 
-    if args.batch is not None and args.batch < 1:
-        raise DiqpError(f"--batch is {args.batch}; it must be 1 or more")
     reason = unavailable("tensorrt")
     if reason is not None:
         raise DiqpError(f"no engine can be built here: {reason}")
@@ -67,7 +65,7 @@ def _build(args: argparse.Namespace) -> int:
     tiles: list[tuple[int, int]] = [tuple(args.tile or (n.config.tile, n.config.tile)) for n in networks]
     for network, tile in zip(networks, tiles, strict=True):
         config = network.config
-        if any(side < 1 or side % config.multiple for side in tile):
+        if any(side % config.multiple for side in tile):
             raise DiqpError(f"--tile is {tile[0]} {tile[1]}; {config.name} takes multiples of {config.multiple}")
     (device,) = cuda.cuda_devices([args.device])
     started = time.monotonic()

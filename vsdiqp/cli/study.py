@@ -28,7 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     ahead.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="video files")
     ahead.add_argument("--furthest", type=from_up(1), default=60, metavar="T", help="largest T (60)")
     ahead.add_argument(
-        "--frames", type=from_up(1), default=300, metavar="N", help="frames of each clip that are read (300)"
+        "--frames", type=from_up(2), default=300, metavar="N", help="frames of each clip that are read (300)"
     )
     ahead.add_argument("--out", type=Path, default=Path("out/study"), metavar="FOLDER", help="where to write")
 
@@ -99,12 +99,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _look_ahead(args: argparse.Namespace) -> list[Path]:
-    from vsdiqp.errors import DiqpError
     from vsdiqp.progress import ProgressLine
     from vsdiqp.training.study import frame_differences, luma_frames, write_differences
 
-    if args.furthest < 1 or args.frames < 2:
-        raise DiqpError(f"--furthest is {args.furthest} and --frames {args.frames}; they must be 1 and 2 at least")
     results = []
     with ProgressLine() as progress:
         for index, clip in enumerate(args.clips):

@@ -159,9 +159,8 @@ def read_first_pass(model: str) -> DiQPConfig:
 
 
 def read_config(model: str | Path) -> DiQPConfig:
-    """Describe a checkpoint; of a .safetensors file only the header is read."""
-    path = resolve(model)
-    return _described(path) if path.suffix == ".safetensors" else _convert(_read_pickled(path), path)[0]
+    """Describe a checkpoint; of our own .safetensors files only the header is read."""
+    return _read(resolve(model), weights=False)[0]
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> DiQP:
@@ -172,12 +171,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> DiQ
     `DiQP.forward` for its call. Raises DiqpError when there is no such file, or it is damaged, or no DiQP checkpoint.
     """
     file = resolve(path)
-    if file.suffix == ".safetensors":
-        config, state = _described(file), _read_tensors(file)
-        if METADATA_KEY not in _read_metadata(file):
-            config, state = _convert(state, file)
-    else:
-        config, state = _convert(_read_pickled(file), file)
+    config, state = _read(file, weights=True)
     network = DiQP(config)
     _check_weights(network, state, file)
     network.load_state_dict(state, strict=True)
@@ -220,7 +214,7 @@ def read_metadata(model: str | Path) -> dict[str, Any]:
     path = resolve(model)
     if path.suffix != ".safetensors":
         return {}
-    _described(path)
+    _read(path, weights=False)
     header: dict[str, Any] = json.loads(_read_metadata(path).get(METADATA_KEY, "{}"))
     return {name: value for name, value in header.items() if name not in ("format", "config")}
 
@@ -241,18 +235,26 @@ def _opened[T](path: Path, read: Callable[[Any], T]) -> T:
         raise DiqpError(f"{path} is damaged or no .safetensors file ({error}); download or make it again") from None
 
 
-def _described(path: Path) -> DiQPConfig:
-    """The configuration in the header of a .safetensors file; of a released state dict, that of its shapes."""
+def _read(path: Path, weights: bool) -> tuple[DiQPConfig, dict[str, Tensor]]:
+    """The configuration of a checkpoint and its tensors by our names; without ``weights`` none where a header says the
+    configuration, which that of a released state dict has to be read off."""
+    if path.suffix != ".safetensors":
+        return _convert(_read_pickled(path), path)
     metadata = _read_metadata(path)
-    if METADATA_KEY not in metadata:
-        if _opened(path, lambda file: _FIRST in file.keys()):  # noqa: SIM118
-            return _convert(_read_tensors(path), path)[0]
+    if METADATA_KEY in metadata:
+        return _described(metadata[METADATA_KEY], path), _read_tensors(path) if weights else {}
+    if not _opened(path, lambda file: _FIRST in file.keys()):  # noqa: SIM118
         raise DiqpError(
             f"{path} is a .safetensors file, but of another program: it lacks vsdiqp's description of the network. "
             f"Accepted are files made by 'vsdiqp train' or 'vsdiqp convert', and released DiQP state dicts"
         )
+    return _convert(_read_tensors(path), path)
+
+
+def _described(text: str, path: Path) -> DiQPConfig:
+    """The configuration that a header describes."""
     try:
-        header = json.loads(metadata[METADATA_KEY])
+        header = json.loads(text)
         form = header.get("format")
         config = DiQPConfig.from_dict(header["config"]) if form == FORMAT else None
     except DiqpError as error:
