@@ -271,6 +271,7 @@ RAN_OUT = [
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("Triton Error [CUDA]: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("cudaErrorMemoryAllocation: out of memory"),
     RuntimeError("Unable to create TensorRT execution context"),
 ]

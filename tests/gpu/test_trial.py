@@ -1,8 +1,10 @@
 """A form of the network that fails on a GPU, or answers wrongly, is not used; on a CPU that stands in for the GPU."""
 
 import copy
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ from stand_in_device import HostDevice
 from test_gpu_backend import alike, beside_run, beside_task, run, task
 
 from vsdiqp import tiles
-from vsdiqp.backends import cuda, trial
+from vsdiqp.backends import cuda, device, trial
 from vsdiqp.backends.base import Network, Predictor
 from vsdiqp.backends.cpu import TorchBackend
-from vsdiqp.errors import BackendError
+from vsdiqp.backends.device import multiprocessors
+from vsdiqp.errors import BackendError, DiqpError
 from vsdiqp.network import DiQP, load_checkpoint
 
 CPU = torch.device("cpu")
@@ -81,6 +84,37 @@ def test_wrong_answers_are_seen(spoil: Callable[[torch.Tensor], torch.Tensor], d
     assert found is not None and "RMS" in found
 
 
+def test_many_answers_alike_are_no_objection():
+    network = load_checkpoint("lite")
+    assert (
+        trial.objection(network, network, CPU, torch.float32, TILE, batch=3, times=3, ways=(nullcontext,) * 2) is None
+    )
+
+
+ASKED: Iterator[int] = itertools.count()
+
+
+def now_and_then(x: torch.Tensor) -> torch.Tensor:
+    """Wrong every fifth time."""
+    return x if next(ASKED) % 5 < 4 else x.roll(1, -1)
+
+
+def where_programs_go_on(x: torch.Tensor) -> torch.Tensor:
+    """Wrong where a program makes more than one piece of a map: with so small a tile, on a small GPU only."""
+    return x if multiprocessors(torch.device("cuda", 0)) > 2 else x.roll(1, -1)
+
+
+@pytest.mark.parametrize("spoil", [now_and_then, where_programs_go_on])
+def test_what_one_answer_does_not_show_is_seen_when_a_form_is_opened(
+    spoil: Callable[[torch.Tensor], torch.Tensor], gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    gpu.setattr(device, "_multiprocessors", lambda device: 132)
+    form_that(gpu, lambda network: Spoilt(network, spoil))
+    with caplog.at_level(logging.WARNING, "vsdiqp"):
+        backend = cuda.open_backend(task())
+    assert backend.describe().startswith("eager on") and "residuals are off" in caplog.text
+
+
 @pytest.mark.parametrize("model", ["lite", "base"])
 @pytest.mark.parametrize("side", [64, 128, 256, 448, 512, 576, 704])
 def test_the_tile_that_is_tried_is_a_small_one_of_the_same_kind(side: int, model: str):
@@ -101,6 +135,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.delenv(cuda.FORM_VARIABLE, raising=False)
     monkeypatch.setattr(cuda, "cuda_devices", lambda indices: [HostDevice()])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for name in ("batch", "times"):  # a GPU has time for more
+        monkeypatch.setitem(cuda.TRIAL, name, cuda.TRIAL[name] // 2)
     return monkeypatch
 
 
@@ -160,13 +196,24 @@ def test_a_form_that_was_asked_for_is_not_replaced(spoil: Callable[[Network], Pr
         cuda.open_backend(task())
 
 
-def test_what_fails_in_every_form_leaves_the_gpu_to_others(gpu: pytest.MonkeyPatch):
-    def make(*_: object) -> Predictor:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_what_fails_in_every_form_leaves_the_gpu_to_others_and_says_what_came_first(gpu: pytest.MonkeyPatch):
+    def make(network: Network, form: str, *_: object) -> Predictor:
+        raise RuntimeError(f"CUDA error: an illegal memory access was encountered in {form}")
 
     gpu.setattr(cuda, "make_network", make)
-    with pytest.raises(BackendError, match="illegal memory access"):
+    with pytest.raises(BackendError, match=r"illegal memory access .* in eager.* illegal memory access .* in fused"):
         cuda.open_backend(task())
+
+
+def test_a_full_gpu_is_called_that(gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    def full(self: HostDevice) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gpu.setattr(HostDevice, "free_memory", full)
+    form_that(gpu, lambda network: network)
+    with caplog.at_level(logging.WARNING, "vsdiqp"), pytest.raises(DiqpError, match="too little free memory"):
+        cuda.open_backend(task())
+    assert not caplog.records
 
 
 def test_a_form_that_answers_rightly_is_used(gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):

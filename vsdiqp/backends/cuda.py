@@ -10,13 +10,14 @@ import logging
 import os
 import queue
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Final, cast
 
 import torch
 
 from vsdiqp.backends import memory, trial
 from vsdiqp.backends.base import Network, Predictor, Task
-from vsdiqp.backends.device import CudaDevice, Device
+from vsdiqp.backends.device import CudaDevice, Device, as_if_small
 from vsdiqp.backends.memory import Size
 from vsdiqp.backends.slots import Shared, Slot
 from vsdiqp.clip import Run
@@ -28,6 +29,9 @@ COMPILE_MODE: Final = "max-autotune-no-cudagraphs"
 FORMS: Final = ("fused", "compile", "eager")
 FREE_TILES: Final = True
 """See `vsdiqp.backends.free_tiles`."""
+TRIAL: Final[dict[str, Any]] = {"batch": 8, "times": 8, "ways": (nullcontext, as_if_small)}
+"""How a form is tried: with many tiles at once and many answers in a row, so that what is sometimes wrong only is more
+likely to show, and also as on a small GPU, so that programs go on from piece to piece of a small tile, too."""
 SLOTS: Final = 2
 """Runs in flight on each GPU: while one computes, another's planes travel."""
 
@@ -54,6 +58,7 @@ def open_backend(task: Task) -> "GpuBackend":
     precision = "fp16" if task.precision == "auto" else task.precision
     asked = os.environ.get(FORM_VARIABLE)
     form = network_form(asked, torch.cuda.get_device_capability(task.device[0]))
+    before = ""
     if not asked and form != "eager":
         try:
             return _open_form(task, devices, precision, form)
@@ -62,11 +67,12 @@ def open_backend(task: Task) -> "GpuBackend":
                 "the %s form of the network can't be used on this GPU, so the plain module is, which is several times "
                 "slower: %s", form, error,
             )  # fmt: skip
-            form = "eager"
+            before, form = f"; nor could the {form} form: {error}", "eager"
     try:
         return _open_form(task, devices, precision, form)
     except _Unusable as error:
-        raise BackendError(f"the {form} form of the network can't be used on this GPU: {error}") from error
+        # With what was wrong first: a GPU that has faulted once refuses everything after it in the same words.
+        raise BackendError(f"the {form} form of the network can't be used on this GPU: {error}{before}") from error
 
 
 class _Unusable(Exception):
@@ -88,6 +94,8 @@ def _open_form(task: Task, devices: list[Device], precision: str, form: str) -> 
     except (DiqpError, _Unusable):
         raise
     except Exception as error:  # compilers fail in many ways
+        if memory.ran_out(error):
+            raise memory.too_little(task.plan) from error
         raise _Unusable(f"{type(error).__name__}: {str(error).strip()[:500]}") from error
 
 
@@ -97,7 +105,7 @@ def _try(task: Task, make: Callable[[Network, Device], Predictor], device: Devic
     half, tile = half_tiles(network, precision), trial.tile_like(task.plan, network.config)
     try:
         made = make(copy.deepcopy(network), device)
-        found = trial.objection(network, made, device.torch, DTYPES[precision], tile, half_tiles=half)
+        found = trial.objection(network, made, device.torch, DTYPES[precision], tile, half_tiles=half, **TRIAL)
     except Exception as error:
         if not memory.ran_out(error):
             raise
@@ -230,9 +238,10 @@ class GpuBackend:
     def close(self) -> None:
         """See `Backend.close`."""
         slots, self._slots = self._slots, []
-        for slot in slots:
+        while slots:
             self._free.get()  # or the queue would hold on to them
-            slot.close()
+            slots.pop().close()
+        self._trim()  # or torch would keep what recorded work had until the process ends
 
     def _trim(self) -> None:
         for device in self._devices:
@@ -270,13 +279,20 @@ class GpuBackend:
         free, used = least.free_memory(), least.watch_memory()
         if self._task.network.config.first_pass:
             free //= 2  # the first pass opens a backend of its own after this one
-        try:
-            probe = self._open(Size(self._task.plan, 1), [least], 1)
-        except Exception as error:
-            if not memory.ran_out(error):
-                raise
+        probe = self._probe(least)
+        if not probe:
+            self._trim()  # out here: the error knew what was made
             return 1
         taken, fixed, shared = used(), probe[0].fixed_bytes, probe[0].shared_bytes
         for slot in probe:
             slot.close()
         return memory.batch_for(free - shared, fixed, taken - fixed - shared, SLOTS, self._task.plan.count)
+
+    def _probe(self, device: Device) -> list[Slot]:
+        """One slot for one tile at a time on a GPU; none if there is no room for it."""
+        try:
+            return self._open(Size(self._task.plan, 1), [device], 1)
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+            return []

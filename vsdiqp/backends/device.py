@@ -6,6 +6,7 @@ Everything that touches CuPy or CUDA is here; nothing else of the package import
 import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, Protocol
 
@@ -173,9 +174,27 @@ def describes(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
-@cache
 def multiprocessors(device: torch.device) -> int:
     """Of a GPU; 2 where Triton's interpreter stands in for one."""
+    return _as_if.get() or _multiprocessors(device)
+
+
+@contextmanager
+def as_if_small() -> Iterator[None]:
+    """Has kernels launched in this block, by this thread, as on a GPU of two multiprocessors: where a large GPU gives
+    each piece of a small tile a program of its own, programs then go on from piece to piece as they do with many."""
+    token = _as_if.set(2)
+    try:
+        yield
+    finally:
+        _as_if.reset(token)
+
+
+_as_if: ContextVar[int] = ContextVar("vsdiqp multiprocessors", default=0)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 2
 
 

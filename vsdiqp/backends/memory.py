@@ -17,7 +17,9 @@ SHARE: Final = 0.8
 """Part of the free memory that may be planned with; the rest is for what libraries take on their own."""
 
 
-_WORDS: Final = ("out of memory", "outofmemory", "alloc_failed", "memoryallocation", "execution context")
+_WORDS: Final = (
+    "out of memory", "outofmemory", "alloc_failed", "allocation_failed", "memoryallocation", "execution context",
+)  # fmt: skip
 """Of errors by CUDA, CuPy, Triton, cuBLAS and cuDNN; the last is all that TensorRT says where an engine has no room."""
 
 
@@ -78,10 +80,14 @@ def climb_down[T](task: Task, first: Size, build: Callable[[Size], T], trim: Cal
             if not ran_out(error):
                 raise
         trim()  # out here: the error knows what was made
-    side = f"{size.plan.columns.side}x{size.plan.rows.side}"
-    raise DiqpError(
-        f"the GPU has too little free memory even for one tile of {side} at a time; close other programs that use it, "
-        "take a smaller model, or set device= to another GPU or backend='cpu'"
+    raise too_little(size.plan)
+
+
+def too_little(plan: TilePlan) -> DiqpError:
+    """What is said when not even one tile of a plan fits."""
+    return DiqpError(
+        f"the GPU has too little free memory even for one tile of {plan.columns.side}x{plan.rows.side} at a time; "
+        "close other programs that use it, take a smaller model, or set device= to another GPU or backend='cpu'"
     )
 
 

@@ -10,10 +10,9 @@ import triton
 ON_THEIR_OWN: Final = (9, 10, 11)
 """Compute capabilities, but for what is behind the point, whose tensor cores read shared memory on their own (wgmma,
 tcgen05): Hopper, and Blackwell's large ones."""
-FENCES: Final = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2]) >= (3, 8)
+FENCES: Final = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:3]) >= (3, 7, 1)
 """Whether Triton puts a fence between asynchronous copies into shared memory and the tensor cores that read it on their
-own. 3.6 does not (triton issue 9610), although PTX asks for one: what they read may then be older. 3.7 was not looked
-at."""
+own. 3.6.0 and 3.7.0 do not (triton issue 9610), although PTX asks for one: what they read may then be older."""
 
 
 def stages(device: torch.device, wanted: int) -> int:

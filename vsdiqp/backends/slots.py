@@ -123,6 +123,8 @@ class Slot:
     def close(self) -> None:
         """Give back memory. No run may be under way."""
         self._stream.wait()
+        # Both graphs at once, or neither: newer torch gives back a stream's cuBLAS workspace with any graph that was
+        # captured on it (pytorch issue 193402), and the other graph would go on using it.
         self._captured.clear()
         self._guide = self._predict = _nothing  # they know this slot: it would outlive whoever held it
         for memory in (self._staging, self._numbers):

@@ -4,7 +4,8 @@ Compiled kernels depend on the GPU, its driver, Triton and the compilers behind 
 ever been seen. What is wrong there would be wrong in every picture, and a picture must never get worse.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import torch
@@ -49,17 +50,20 @@ def objection(
     *,
     half_tiles: bool = False,
     batch: int = 2,
+    times: int = 1,
+    ways: Sequence[Callable[[], AbstractContextManager[object]]] = (nullcontext,),
 ) -> str | None:
     """Why ``predictor`` is not to be used on a device: how far it is from ``network`` (fp32, on the CPU); None if near.
 
     dtype: precision that it computes in; tile: width and height; half_tiles: it is given tiles in fp16. It has to
-    answer for one tile as the network does, and for ``batch`` different ones at once as for each of them alone. Raises
-    what the predictor raises: that memory did not suffice, too, which says nothing of it.
+    answer for one tile as the network does, and for ``batch`` different ones at once as for each of them alone:
+    ``times`` times, asked without waiting for what was asked before, and that within each of ``ways``. Raises what the
+    predictor raises: that memory did not suffice, too, which says nothing of it.
     """
     around, ahead_scaled, decay, *arguments = _arguments(network, *tile)
 
-    def answer(of: Predictor, device: torch.device, kind: torch.dtype, mirrored: Sequence[bool]) -> Tensor:
-        """For as many tiles, some of them the other's mirror image."""
+    def answers(of: Predictor, device: torch.device, kind: torch.dtype, mirrored: Sequence[bool], times: int) -> Tensor:
+        """For as many tiles, some of them the other's mirror image, asked so many times: one after the other."""
         around_there, ahead_there, *there = (t.to(device) for t in (around, ahead_scaled, *arguments))
         decay_there = decay.to(device)
         guides = of.frame_guides(around_there.to(kind), ahead_there.to(kind), decay_there)
@@ -67,16 +71,21 @@ def objection(
         given = (picture.to(kind), ahead.to(kind), *beside)
         picture, ahead, *beside = (torch.cat([t.flip(-1) if other else t for other in mirrored]) for t in given)
         locations = location.repeat_interleave(len(mirrored), 1)
-        return of.predict(picture, ahead, guides, locations, decay_there, *beside).double().cpu()
+        said = [of.predict(picture, ahead, guides, locations, decay_there, *beside) for _ in range(times)]
+        return torch.cat(said).double().cpu()
 
     kind = torch.float16 if half_tiles else torch.float32
+    mirrored = [index % 2 > 0 for index in range(batch)]
+    errors = []
     with torch.inference_mode(), on(where):
-        expected = answer(network, torch.device("cpu"), torch.float32, [False])
-        errors = [answer(predictor, where, kind, [False]) - expected]
-        if batch > 1:
-            both = (expected, answer(predictor, where, kind, [True]))
-            mirrored = [index % 2 > 0 for index in range(batch)]
-            errors.append(answer(predictor, where, kind, mirrored) - torch.cat([both[other] for other in mirrored]))
+        expected = answers(network, torch.device("cpu"), torch.float32, [False], 1)
+        for way in ways:
+            with way():
+                errors.append(answers(predictor, where, kind, [False], 1) - expected)
+                if batch > 1:
+                    both = (expected, answers(predictor, where, kind, [True], 1))
+                    each = torch.cat([both[other] for other in mirrored] * times)
+                    errors.append(answers(predictor, where, kind, mirrored, times) - each)
     error, scale = torch.cat(errors).abs(), max(LEAST, _rms(expected))
     share, largest = error.square().mean((1, 2, 3, 4)).sqrt().max().item() / scale, error.max().item() / scale
     if share <= LIMITS[dtype] and largest <= LIMITS[dtype] * LARGEST:  # never so if anything is NaN
