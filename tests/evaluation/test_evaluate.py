@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import vapoursynth as vs
+from clips import write_clip
 from skimage.metrics import peak_signal_noise_ratio
 
 from vsdiqp.cli import main
@@ -17,21 +18,6 @@ from vsdiqp.evaluation.restorers import Input, parse_method
 from vsdiqp.evaluation.video import lockstep, settle_colour
 
 pytestmark = pytest.mark.skipif(not hasattr(vs.core, "bs"), reason="needs vapoursynth-bestsource")
-
-
-def write_clip(path: Path, frames: int = 6, width: int = 64, height: int = 64, pixel_format: str = "yuv420p") -> Path:
-    """A textured square that moves to the right, lossless."""
-    texture = np.random.default_rng(0).integers(16, 236, (height // 4, width // 4 + frames)).repeat(4, 0).repeat(4, 1)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=24)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
-        for n in range(frames):
-            luma = texture[:height, 2 * n : 2 * n + width].astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(np.stack([luma] * 3, -1), format="rgb24").reformat(format=pixel_format)
-            frame.pts = n
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 class OneStep:

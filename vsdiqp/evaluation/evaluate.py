@@ -26,7 +26,7 @@ from vsdiqp.evaluation.video import (
 )
 from vsdiqp.evaluation.vmaf import vmaf
 
-_SCORES_VERSION = 2  # raise when a metric's meaning changes: kept scores are then measured anew
+_SCORES_VERSION = 3  # raise when a metric's meaning changes: kept scores are then measured anew
 
 
 @dataclass(frozen=True, slots=True)
