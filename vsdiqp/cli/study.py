@@ -53,7 +53,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "trust",
         help="how much of a trained network's prediction to apply at each QP",
         description="Measure, on a validation pool, which share of a network's prediction gains most at each QP "
-        "without harm, in luma and chroma; write the checkpoint that applies it, and the table beside it.",
+        "without harm, in luma and chroma; write the checkpoint that applies it, and the table beside it. QPs beyond "
+        "those of the pool keep the shares that the checkpoint has.",
     )
     _add_validation(trust)
     trust.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write (.safetensors)")
@@ -177,15 +178,17 @@ def _trust(args: argparse.Namespace) -> list[Path]:
 
     from vsdiqp.network import read_metadata, save_checkpoint
     from vsdiqp.progress import ProgressLine
-    from vsdiqp.training.trust import measure, table, trusted
+    from vsdiqp.training.trust import measure, table, trusted, unmeasured
     from vsdiqp.training.validation import restored_streams
 
     _check_name(args.out)
     network, dataset, device = _validation(args)
     config = network.config
-    with ProgressLine() as line:
-        progress = partial(line, text="items")
+    with ProgressLine() as bar:
+        progress = partial(bar, text="items")
         found = measure(restored_streams(network, dataset, device, "bf16", args.items, progress), config)
+    for line in unmeasured(network, found):
+        print(f"warning: {line}", file=sys.stderr)
     result = trusted(network, found, args.tile or config.tile)
     save_checkpoint(result, args.out, read_metadata(args.checkpoint))
     beside = args.out.with_suffix(".md")
