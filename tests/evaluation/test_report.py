@@ -10,10 +10,10 @@ from vsdiqp.evaluation.evaluate import Point, Result, Settings
 from vsdiqp.evaluation.metrics import FrameScores, summarise
 
 
-def result(clip: str, codec: str, qp: float, method: str, y: float) -> Result:
+def result(clip: str, codec: str, qp: float, method: str, y: float, length: int = 6) -> Result:
     frames = tuple(
         FrameScores(y + n % 2, c_psnr=40.0, rgb_psnr=y - 1, y_ssim=0.9, rgb_ssim=0.85, change=0.1 if n else None)
-        for n in range(6)
+        for n in range(length)
     )
     return Result(Point(clip, codec, qp), method, 1000 - qp, summarise(frames), frames)
 
@@ -42,6 +42,15 @@ def test_markdown_shows_mean_and_worst_clip(results: list[Result]) -> None:
     assert "| a | +0.500 | +0.500 | +0.500 |" in text
     assert "+0.100" in text
     assert "VMAF" not in text  # not measured
+
+
+def test_clips_too_short_to_compare_count_for_nothing() -> None:
+    def text(**frames: int) -> str:
+        both = [result(clip, "hevc", 32, m, 40, n) for clip, n in frames.items() for m in ("input", "net")]
+        return report.markdown(report.Table(both))
+
+    assert "| 0.100 / 0.100 |" in text(long=12, short=6)
+    assert "| - / - |" in text(short=6)
 
 
 def test_every_table_is_rectangular(results: list[Result]) -> None:

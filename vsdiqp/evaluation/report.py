@@ -107,7 +107,8 @@ def _measures(table: Table, method: str) -> str:
             row.append("-" if mean is None else format(mean, form))
         row.append(f"{min(d for d in table.deltas(method, codec, qp, lambda s: s.y_psnr) if d is not None):+.3f}")
         scores = [table.result(clip, codec, qp, method).scores for clip in table.clips]
-        row.append(f"{np.mean([s.across for s in scores]):.3f} / {np.mean([s.within for s in scores]):.3f}")
+        sides = [mean_known([s.across for s in scores]), mean_known([s.within for s in scores])]
+        row.append(" / ".join("-" if side is None else f"{side:.3f}" for side in sides))
         rows.append(row)
     return f"## {method}: what it adds to each measure\n\n{rows_to_markdown(head, rows)}"
 
