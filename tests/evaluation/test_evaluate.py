@@ -13,9 +13,10 @@ from skimage.metrics import peak_signal_noise_ratio
 from vsdiqp.cli import main
 from vsdiqp.errors import DiqpError
 from vsdiqp.evaluation import vmaf
-from vsdiqp.evaluation.evaluate import Reference, Settings, evaluate, measure, prepare
+from vsdiqp.evaluation.evaluate import Reference, Settings, check_encodable, evaluate, measure, prepare
 from vsdiqp.evaluation.restorers import Input, parse_method
 from vsdiqp.evaluation.video import lockstep, settle_colour
+from vsdiqp.training.degrade import Clip, EncodeSettings, encode
 
 pytestmark = pytest.mark.skipif(not hasattr(vs.core, "bs"), reason="needs vapoursynth-bestsource")
 
@@ -181,6 +182,31 @@ def test_vmaf_falls_with_quality(tmp_path: Path) -> None:
         vmaf.vmaf(lockstep(reference.decode(reference.encode("hevc", qp, tmp_path)), reference.node)) for qp in (15, 48)
     ]
     assert 100 >= grades[0] > grades[1] >= 0
+
+
+@pytest.mark.parametrize(
+    ("codec", "qp", "message"),
+    [("hevc", 22.5, "not 22.5; give 22 or 23"), ("hevc", 52, "HEVC's QP is 0 to 51")]
+    + [("av1", qp, f"4 to 247, whole numbers, and 255, not {qp:g}") for qp in (0, 3, 100.5, 248, 249, 254)],
+)
+def test_qps_that_would_be_encoded_as_others_are_refused(codec: str, qp: float, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DiqpError, match=message):
+        evaluate([tmp_path / "none.mkv"], {codec: [qp]}, [Input()], tmp_path)
+
+
+@pytest.mark.parametrize(("codec", "qp"), [("hevc", 0), ("hevc", 23), ("av1", 4), ("av1", 247), ("av1", 255)])
+def test_qps_that_are_taken_are_those_encoded(codec: str, qp: int) -> None:
+    samples = Clip(np.full((1, 64, 64), 90, np.uint8), np.full((2, 1, 32, 32), 128, np.uint8))
+    check_encodable({codec: [qp]})
+    assert encode(samples, EncodeSettings(codec, qp, gop="intra", flat=True)).qps == (qp,)
+
+
+def test_clips_that_the_encoder_refuses_are_named(tmp_path: Path) -> None:
+    reference = Reference.open(write_clip(tmp_path / "tiny.mkv", width=8, height=8))
+    with pytest.raises(DiqpError, match="libx265 does not encode tiny, 8x8: Invalid argument"):
+        reference.encode("hevc", 30, tmp_path)
+    with pytest.raises(DiqpError, match="tiny is 8x8, and SSIM needs 11x11"):
+        evaluate([tmp_path / "tiny.mkv"], {"av1": [200]}, [Input()], tmp_path)
 
 
 def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:

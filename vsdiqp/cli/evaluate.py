@@ -137,8 +137,9 @@ def _evaluate(
 
 def _tune(clips: list[Path], qps: dict[str, list[float]], args: argparse.Namespace, progress: "ProgressLine") -> None:
     from vsdiqp.evaluation import classics
-    from vsdiqp.evaluation.evaluate import Reference
+    from vsdiqp.evaluation.evaluate import Reference, check_encodable
 
+    check_encodable(qps)
     references = [Reference.open(clip, args.frames or None) for clip in clips]
     points = [(codec, qp) for codec, values in qps.items() for qp in values]
     results: list[classics.Tuned] = []
