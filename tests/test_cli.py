@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -66,6 +67,17 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.Capt
     assert main(["convert", "lite", str(tmp_path / "nowhere" / "a.safetensors")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("vsdiqp: ") and "nowhere" in error and error.count("\n") == 1
+
+
+def test_what_libraries_refuse_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import av
+    import vapoursynth
+
+    for refusal in (vapoursynth.Error("Crop: no\n  good"), av.error.ArgumentError(22, "no good", "x265")):
+        monkeypatch.setattr("vsdiqp.cli.info.run", Mock(side_effect=refusal))
+        assert main(["info"]) == 1
+        text = capsys.readouterr().err
+        assert text.startswith("vsdiqp: ") and "no good" in text and text.count("\n") == 1
 
 
 @pytest.mark.parametrize("setting", ["qp=30", "model=lite,codec=av1"])

@@ -7,6 +7,7 @@ import pytest
 
 from vsdiqp.evaluation import report
 from vsdiqp.evaluation.evaluate import Point, Result, Settings
+from vsdiqp.evaluation.labels import shown
 from vsdiqp.evaluation.metrics import FrameScores, summarise
 
 
@@ -67,3 +68,10 @@ def test_written_files_hold_everything(results: list[Result], tmp_path: Path) ->
     assert data["y_psnr_gain"]["net"]["hevc"]["37"] == pytest.approx(0.3)
     assert len(data["results"]) == len(results)
     assert {path.suffix for path in paths} == {".json", ".md", ".png"}
+
+
+def test_names_of_any_kind_are_written(tmp_path: Path) -> None:
+    odd = ["$a_{$", shown("caf\udce9 é")]
+    report.write([result(clip, "hevc", 32, m, 40) for clip in odd for m in ("input", "n$x^$")], Settings(), tmp_path)
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| $a_{$ |" in text and r"| caf\udce9 é |" in text
