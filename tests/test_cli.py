@@ -14,6 +14,7 @@ from vsdiqp import __version__
 from vsdiqp.cli import COMMANDS, main
 from vsdiqp.cli.bench import noise, parse_settings, parse_size, said
 from vsdiqp.cli.evaluate import find_clips, parse_qps
+from vsdiqp.cli.outputs import check_file
 from vsdiqp.errors import DiqpError
 
 
@@ -123,6 +124,32 @@ def test_a_missing_package_names_its_pip_command(
     monkeypatch.setattr("vsdiqp.cli.compare.run", lambda args: __import__("skimage"))
     assert main(["compare", "a", "b", "--out", "c"]) == 1
     assert "pip install scikit-image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate {clip} --out {file}/out", "evaluate {clip} --out {file}", "evaluate {clip} --tune-classics {folder}",
+        "evaluate --fit-closed-form {clip} {folder}", "compare {clip} {clip} --out {folder}",
+        "study look-ahead {clip} --out {file}/out", "study mirrored lite --validation {clip} --out {file}",
+        "study trust lite {file}/a.safetensors --validation {clip}", "study mix lite lite {file}/a.safetensors",
+    ],
+)  # fmt: skip
+def test_places_that_cannot_be_written_are_refused_before_the_work(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {name: tmp_path / name for name in ("clip", "file", "folder")}
+    places["clip"].write_text("no video, which would be said if it was read")
+    places["file"].touch()
+    places["folder"].mkdir()
+    assert main([word.format(**places) for word in line.split()]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and ("/file" in error or "/folder is a folder" in error) and "clip" not in error
+
+
+def test_folders_of_results_are_made(tmp_path: Path) -> None:
+    check_file(tmp_path / "a" / "b" / "c.png")
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_convert_never_overwrites_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
