@@ -1,13 +1,14 @@
 """From a pristine clip to scores: encodes, decodes, restores, measures, and keeps what it has."""
 
 import json
+import os
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import vapoursynth as vs
-from clips import write_clip
+from clips import write_clip, write_two_sizes
 from skimage.metrics import peak_signal_noise_ratio
 
 from vsdiqp.cli import main
@@ -212,6 +213,24 @@ def test_clips_that_the_encoder_refuses_are_named(tmp_path: Path) -> None:
 def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DiqpError, match="different names"):
         evaluate(["a/x.mkv", "b/x.mkv"], {}, [Input()], tmp_path)
+
+
+def test_folders_whose_names_filters_cannot_be_given_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DiqpError, match="is no UTF-8; give another folder"):
+        evaluate([tmp_path / "clip.mkv"], {"hevc": [30]}, [Input()], tmp_path / "caf\udce9")
+
+
+@pytest.mark.slow
+def test_odd_names_and_clips_go_through(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = ["$a_{$.mkv", os.fsdecode(b"caf\xe9.mkv"), "a:b.mkv"]
+    clips = [str(write_clip(tmp_path / name, 3)) for name in names]
+    arguments = ["--codecs", "hevc", "--qps", "38", "--methods", "input", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *clips, *arguments]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [r["clip"] for r in results] == ["$a_{$", r"caf\udce9", "a:b"]
+    capfd.readouterr()
+    assert main(["evaluate", str(write_two_sizes(tmp_path / "sizes.h264")), *arguments]) == 1
+    assert "differ in size" in capfd.readouterr().err
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

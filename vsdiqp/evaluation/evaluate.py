@@ -107,6 +107,8 @@ def evaluate(
     check_encodable(qps)
     settings = settings or Settings()
     out = Path(out)
+    if shown(str(out)) != str(out):  # filters read each frame's QP from files in there, and are given names as UTF-8
+        raise DiqpError(f"the name of {shown(str(out))} is no UTF-8; give another folder for encodes and scores")
     names = [shown(Path(clip).stem) for clip in clips]
     if len(set(names)) != len(names):
         raise DiqpError(f"clips must have different names, got {', '.join(names)}")
