@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,6 +14,7 @@ from vsdiqp import __version__
 from vsdiqp.cli import COMMANDS, main
 from vsdiqp.cli.bench import noise, parse_settings, parse_size, said
 from vsdiqp.cli.evaluate import find_clips, parse_qps
+from vsdiqp.cli.outputs import check_file
 from vsdiqp.errors import DiqpError
 
 
@@ -68,6 +70,17 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.Capt
     assert error.startswith("vsdiqp: ") and "nowhere" in error and error.count("\n") == 1
 
 
+def test_what_libraries_refuse_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import av
+    import vapoursynth
+
+    for refusal in (vapoursynth.Error("Crop: no\n  good"), av.error.ArgumentError(22, "no good", "x265")):
+        monkeypatch.setattr("vsdiqp.cli.info.run", Mock(side_effect=refusal))
+        assert main(["info"]) == 1
+        text = capsys.readouterr().err
+        assert text.startswith("vsdiqp: ") and "no good" in text and text.count("\n") == 1
+
+
 @pytest.mark.parametrize("setting", ["qp=30", "model=lite,codec=av1"])
 def test_bench_takes_qp_and_codec_for_all_settings_alone(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", setting]) == 1
@@ -111,6 +124,32 @@ def test_a_missing_package_names_its_pip_command(
     monkeypatch.setattr("vsdiqp.cli.compare.run", lambda args: __import__("skimage"))
     assert main(["compare", "a", "b", "--out", "c"]) == 1
     assert "pip install scikit-image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate {clip} --out {file}/out", "evaluate {clip} --out {file}", "evaluate {clip} --tune-classics {folder}",
+        "evaluate --fit-closed-form {clip} {folder}", "compare {clip} {clip} --out {folder}",
+        "study look-ahead {clip} --out {file}/out", "study mirrored lite --validation {clip} --out {file}",
+        "study trust lite {file}/a.safetensors --validation {clip}", "study mix lite lite {file}/a.safetensors",
+    ],
+)  # fmt: skip
+def test_places_that_cannot_be_written_are_refused_before_the_work(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {name: tmp_path / name for name in ("clip", "file", "folder")}
+    places["clip"].write_text("no video, which would be said if it was read")
+    places["file"].touch()
+    places["folder"].mkdir()
+    assert main([word.format(**places) for word in line.split()]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and ("/file" in error or "/folder is a folder" in error) and "clip" not in error
+
+
+def test_folders_of_results_are_made(tmp_path: Path) -> None:
+    check_file(tmp_path / "a" / "b" / "c.png")
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_convert_never_overwrites_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

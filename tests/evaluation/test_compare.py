@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import vapoursynth as vs
+from clips import write_clip
 
-from vsdiqp.evaluation.compare import Still, draw, liveliest
+from vsdiqp.evaluation.compare import Still, compare, draw, liveliest
+from vsdiqp.evaluation.video import open_video
 
 
 def still(level: float) -> Still:
@@ -45,3 +48,17 @@ def test_metrics_come_with_a_source_only(tmp_path: Path) -> None:
     assert metrics[1].y_psnr == pytest.approx(40, abs=1e-2)
     assert (tmp_path / "two.png").stat().st_size > 0
     assert (tmp_path / "three.png").stat().st_size > 0
+
+
+@pytest.mark.skipif(not hasattr(vs.core, "bs"), reason="needs vapoursynth-bestsource")
+def test_all_files_are_read_by_the_sources_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files on the way from a filter often lose what the source says, and BT.601 would be guessed at this size."""
+    tagged = write_clip(tmp_path / "source.mkv", 2, matrix=1, hue=True)
+    untagged = write_clip(tmp_path / "restored.mkv", 2, hue=True)
+    assert compare([untagged, untagged, tagged], tmp_path / "a.png") == compare([tagged] * 3, tmp_path / "b.png")
+    first, second = (Still.of(open_video(path), 0) for path in (tagged, untagged))
+    assert np.abs(first.rgb - second.rgb).max() > 0.01, "each by itself they would be"
+    seen: list[Still] = []
+    monkeypatch.setattr("vsdiqp.evaluation.compare.draw", lambda stills, *_: seen.extend(stills) or [])
+    compare([tagged, untagged], tmp_path / "c.png")  # without a source, the first file's
+    assert np.array_equal(seen[1].rgb, first.rgb)

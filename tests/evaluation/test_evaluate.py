@@ -1,37 +1,25 @@
 """From a pristine clip to scores: encodes, decodes, restores, measures, and keeps what it has."""
 
 import json
+import os
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import vapoursynth as vs
+from clips import write_clip, write_two_sizes
 from skimage.metrics import peak_signal_noise_ratio
 
 from vsdiqp.cli import main
 from vsdiqp.errors import DiqpError
 from vsdiqp.evaluation import vmaf
-from vsdiqp.evaluation.evaluate import Reference, Settings, evaluate, measure, prepare
+from vsdiqp.evaluation.evaluate import Reference, Settings, check_encodable, evaluate, measure, prepare
 from vsdiqp.evaluation.restorers import Input, parse_method
 from vsdiqp.evaluation.video import lockstep, settle_colour
+from vsdiqp.training.degrade import Clip, EncodeSettings, encode
 
 pytestmark = pytest.mark.skipif(not hasattr(vs.core, "bs"), reason="needs vapoursynth-bestsource")
-
-
-def write_clip(path: Path, frames: int = 6, width: int = 64, height: int = 64, pixel_format: str = "yuv420p") -> Path:
-    """A textured square that moves to the right, lossless."""
-    texture = np.random.default_rng(0).integers(16, 236, (height // 4, width // 4 + frames)).repeat(4, 0).repeat(4, 1)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=24)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
-        for n in range(frames):
-            luma = texture[:height, 2 * n : 2 * n + width].astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(np.stack([luma] * 3, -1), format="rgb24").reformat(format=pixel_format)
-            frame.pts = n
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 class OneStep:
@@ -99,7 +87,7 @@ def test_pristine_clips_become_what_encoders_take() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("codec", ["hevc", "av1"])
 def test_doing_nothing_gains_exactly_nothing(codec: str, tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip.mkv")
+    clip = write_clip(tmp_path / "clip.mkv", 10)  # the fewest whose residual's changes can be compared
     qp = {"hevc": 40, "av1": 220}[codec]
     before, after = evaluate([clip], {codec: [qp]}, [Input(), Nothing()], tmp_path / "out")
     assert before.scores == after.scores
@@ -197,9 +185,52 @@ def test_vmaf_falls_with_quality(tmp_path: Path) -> None:
     assert 100 >= grades[0] > grades[1] >= 0
 
 
+@pytest.mark.parametrize(
+    ("codec", "qp", "message"),
+    [("hevc", 22.5, "not 22.5; give 22 or 23"), ("hevc", 52, "HEVC's QP is 0 to 51")]
+    + [("av1", qp, f"4 to 247, whole numbers, and 255, not {qp:g}") for qp in (0, 3, 100.5, 248, 249, 254)],
+)
+def test_qps_that_would_be_encoded_as_others_are_refused(codec: str, qp: float, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DiqpError, match=message):
+        evaluate([tmp_path / "none.mkv"], {codec: [qp]}, [Input()], tmp_path)
+
+
+@pytest.mark.parametrize(("codec", "qp"), [("hevc", 0), ("hevc", 23), ("av1", 4), ("av1", 247), ("av1", 255)])
+def test_qps_that_are_taken_are_those_encoded(codec: str, qp: int) -> None:
+    samples = Clip(np.full((1, 64, 64), 90, np.uint8), np.full((2, 1, 32, 32), 128, np.uint8))
+    check_encodable({codec: [qp]})
+    assert encode(samples, EncodeSettings(codec, qp, gop="intra", flat=True)).qps == (qp,)
+
+
+def test_clips_that_the_encoder_refuses_are_named(tmp_path: Path) -> None:
+    reference = Reference.open(write_clip(tmp_path / "tiny.mkv", width=8, height=8))
+    with pytest.raises(DiqpError, match="libx265 does not encode tiny, 8x8: Invalid argument"):
+        reference.encode("hevc", 30, tmp_path)
+    with pytest.raises(DiqpError, match="tiny is 8x8, and SSIM needs 11x11"):
+        evaluate([tmp_path / "tiny.mkv"], {"av1": [200]}, [Input()], tmp_path)
+
+
 def test_clips_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DiqpError, match="different names"):
         evaluate(["a/x.mkv", "b/x.mkv"], {}, [Input()], tmp_path)
+
+
+def test_folders_whose_names_filters_cannot_be_given_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DiqpError, match="is no UTF-8; give another folder"):
+        evaluate([tmp_path / "clip.mkv"], {"hevc": [30]}, [Input()], tmp_path / "caf\udce9")
+
+
+@pytest.mark.slow
+def test_odd_names_and_clips_go_through(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = ["$a_{$.mkv", os.fsdecode(b"caf\xe9.mkv"), "a:b.mkv"]
+    clips = [str(write_clip(tmp_path / name, 3)) for name in names]
+    arguments = ["--codecs", "hevc", "--qps", "38", "--methods", "input", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *clips, *arguments]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [r["clip"] for r in results] == ["$a_{$", r"caf\udce9", "a:b"]
+    capfd.readouterr()
+    assert main(["evaluate", str(write_two_sizes(tmp_path / "sizes.h264")), *arguments]) == 1
+    assert "differ in size" in capfd.readouterr().err
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import pytest
 
 from vsdiqp.evaluation import report
 from vsdiqp.evaluation.evaluate import Point, Result, Settings
+from vsdiqp.evaluation.labels import shown
 from vsdiqp.evaluation.metrics import FrameScores, summarise
 
 
-def result(clip: str, codec: str, qp: float, method: str, y: float) -> Result:
+def result(clip: str, codec: str, qp: float, method: str, y: float, length: int = 6) -> Result:
     frames = tuple(
         FrameScores(y + n % 2, c_psnr=40.0, rgb_psnr=y - 1, y_ssim=0.9, rgb_ssim=0.85, change=0.1 if n else None)
-        for n in range(6)
+        for n in range(length)
     )
     return Result(Point(clip, codec, qp), method, 1000 - qp, summarise(frames), frames)
 
@@ -44,6 +45,15 @@ def test_markdown_shows_mean_and_worst_clip(results: list[Result]) -> None:
     assert "VMAF" not in text  # not measured
 
 
+def test_clips_too_short_to_compare_count_for_nothing() -> None:
+    def text(**frames: int) -> str:
+        both = [result(clip, "hevc", 32, m, 40, n) for clip, n in frames.items() for m in ("input", "net")]
+        return report.markdown(report.Table(both))
+
+    assert "| 0.100 / 0.100 |" in text(long=12, short=6)
+    assert "| - / - |" in text(short=6)
+
+
 def test_every_table_is_rectangular(results: list[Result]) -> None:
     blocks = [b for b in report.markdown(report.Table(results)).split("\n\n") if b.startswith("|")]
     assert len(blocks) == 3
@@ -58,3 +68,10 @@ def test_written_files_hold_everything(results: list[Result], tmp_path: Path) ->
     assert data["y_psnr_gain"]["net"]["hevc"]["37"] == pytest.approx(0.3)
     assert len(data["results"]) == len(results)
     assert {path.suffix for path in paths} == {".json", ".md", ".png"}
+
+
+def test_names_of_any_kind_are_written(tmp_path: Path) -> None:
+    odd = ["$a_{$", shown("caf\udce9 é")]
+    report.write([result(clip, "hevc", 32, m, 40) for clip in odd for m in ("input", "n$x^$")], Settings(), tmp_path)
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| $a_{$ |" in text and r"| caf\udce9 é |" in text

@@ -41,6 +41,36 @@ def test_the_input_is_always_measured_and_first() -> None:
     assert [m.name for m in parse_methods(["diqp:a.safetensors", "input", "diqp:a.safetensors"])] == ["input", "diqp:a"]
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def names(*texts: str) -> list[str]:
+        return [m.name for m in parse_methods(texts)[1:]]
+
+    assert names("diqp:a/best.safetensors", "diqp:b/best.safetensors") == ["diqp:a/best", "diqp:b/best"]
+    assert names("diqp:r/a/best.pt", "diqp:s/a/best.pt") == ["diqp:r/a/best", "diqp:s/a/best"]
+    assert names("diqp:a/x.pt", "diqp:a/x.safetensors") == ["diqp:x.pt", "diqp:x.safetensors"]
+    assert names("diqp:lite", "diqp:mine/lite.safetensors") == ["diqp:lite", "diqp:mine/lite"]
+    # What differs in arguments as well is told apart all the same.
+    assert names("diqp:a/x.pt,strength=0.5", "diqp:b/x.pt") == ["diqp:a/x,strength=0.5", "diqp:b/x"]
+    # The same file twice is one method, however its path is written.
+    assert names("diqp:a/best.pt", f"diqp:{tmp_path}/c/../a/best.pt", "diqp:a/last.pt") == ["diqp:best", "diqp:last"]
+
+
+def test_closed_forms_are_told_apart() -> None:
+    from vsdiqp.evaluation.closed_form import SHIPPED
+
+    assert [m.name for m in parse_methods(["closed-form", f"closed-form:{SHIPPED}"])] == [
+        "input",
+        "closed-form",
+        f"closed-form:{SHIPPED.stem}",
+    ]
+
+
+def test_names_that_are_no_text_are_spelled_out() -> None:
+    assert Diqp("caf\udce9.safetensors").name == r"diqp:caf\udce9"
+
+
 @pytest.mark.parametrize("text", ["dpir", "input:3", "", "deblock:5"])
 def test_unknown_methods_are_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(DiqpError, match="known: input, diqp:MODEL, closed-form, smooth"):

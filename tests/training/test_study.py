@@ -1,16 +1,18 @@
 """Studies: what they measure, and that they write it."""
 
 import csv
+import os
 import re
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from material import moving_clip
 
 from vsdiqp.cli import main
 from vsdiqp.errors import DiqpError
-from vsdiqp.training.degrade import encode_lossless
+from vsdiqp.training.degrade import Clip, encode_lossless
 from vsdiqp.training.settings import CONFIGS
 from vsdiqp.training.study import frame_differences, luma_frames
 
@@ -34,6 +36,54 @@ def test_luma_of_a_file_is_in_8_bit_steps(bits: int, tmp_path: Path) -> None:
     frames = list(luma_frames(tmp_path / "a.mkv", 4))
     assert len(frames) == 4
     assert np.array_equal(np.stack(frames) * (1 if bits == 8 else 4), clip.y[:4])
+
+
+@pytest.mark.parametrize("packed", ["yuyv422", "uyvy422"])
+def test_packed_formats_count_luma_alone(packed: str, tmp_path: Path) -> None:
+    clip = moving_clip(3, 64)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("rawvideo", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, packed
+        for luma in clip.y:
+            samples = np.full((64, 64, 2), 90, np.uint8)
+            samples[..., 0 if packed == "yuyv422" else 1] = luma
+            frame = av.VideoFrame(64, 64, packed)
+            frame.planes[0].update(samples)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert np.array_equal(np.stack(list(luma_frames(tmp_path / "a.mkv", 3))), clip.y)
+
+
+def test_frames_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    parts = b""
+    for side in (64, 32):
+        encoded = encode_h264(moving_clip(2, side), tmp_path / "part.h264")
+        parts += encoded
+    (tmp_path / "two.h264").write_bytes(parts)
+    with pytest.raises(DiqpError, match=r"two\.h264 differ in size"):
+        list(luma_frames(tmp_path / "two.h264", 9))
+
+
+def encode_h264(clip: Clip, path: Path) -> bytes:
+    """A raw stream."""
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = clip.y.shape[2], clip.y.shape[1], "yuv420p"
+        for n, luma in enumerate(clip.y):
+            frame = av.VideoFrame.from_ndarray(luma, format="gray").reformat(format="yuv420p")
+            frame.pts = n
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["$a_{$.mkv", "a:b.mkv", os.fsdecode(b"caf\xe9.mkv")])
+def test_clips_are_called_as_they_may_be(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(encode_lossless(moving_clip(3, 64)))
+    assert main(["study", "look-ahead", name, "--out", "out"]) == 0
+    with Path("out/look-ahead.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file))[1][0] == Path(name).stem.replace("\udce9", r"\udce9")
 
 
 def test_look_ahead_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_metadata, save_checkpoint
 from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.settings import load_settings
-from vsdiqp.training.trust import CHROMA, SHARES, Measured, best, measure, table, trusted
+from vsdiqp.training.trust import CHROMA, SHARES, Measured, best, measure, table, trusted, unmeasured
 from vsdiqp.training.validation import restored_streams
 
 LITE = load_settings("lite", {"pool": "none"}).network
@@ -51,6 +51,34 @@ def test_trust_and_chroma_are_what_was_measured() -> None:
     assert "| hevc | 22 | 2 | 0.50 | +0.500 |" in table(found, result)
 
 
+def narrow(*qps: float) -> Measured:
+    """Luma's best share 1.0 and chroma's 0.5 at QPs of HEVC."""
+    found = Measured()
+    for qp in qps:
+        found.luma["hevc", qp] = [gains(1.0)]
+        found.chroma["hevc", qp] = [[[c * (1 - c) for c in CHROMA] for _ in SHARES]] * 2
+    return found
+
+
+def test_points_outside_what_was_measured_stay() -> None:
+    own = {"hevc": ((12.0, 0.3), (17.0, 0.65), (37.0, 0.9), (48.0, 0.8)), "av1": ((102.0, 0.4),)}
+    colour = {"hevc": ((12.0, 0.2), (22.0, 0.3)), "av1": ((102.0, 0.1),)}
+    network = DiQP(dataclasses.replace(TINY, trust=own, chroma_trust=colour))
+    config = trusted(network, narrow(32.0, 42.0), 256).config
+    assert config.trust["hevc"] == ((12.0, 0.3), (17.0, 0.65), (32.0, 1.0), (42.0, 1.0), (48.0, 0.8))
+    assert config.chroma_trust["hevc"] == ((12.0, 0.2), (22.0, 0.3), (32.0, 0.5), (42.0, 0.5))
+    assert (config.trust["av1"], config.chroma_trust["av1"]) == (own["av1"], colour["av1"])
+
+
+def test_low_qps_that_nothing_is_known_of_are_told() -> None:
+    low = TINY.qp_range["hevc"][0]
+    (line,) = unmeasured(DiQP(TINY), narrow(32.0, 42.0))
+    assert line.startswith(f"hevc: nothing is known of QPs {low} to 32")
+    assert not unmeasured(DiQP(TINY), narrow(float(low), 42.0))
+    known = dataclasses.replace(TINY, trust={"hevc": ((12.0, 0.3),)})
+    assert not unmeasured(DiQP(known), narrow(32.0, 42.0))
+
+
 def test_a_network_that_does_harm_is_not_trusted(small_pool: Path) -> None:
     """One whose every prediction is far too bright and too blue."""
     network = DiQP(TINY)
@@ -71,7 +99,9 @@ def test_the_command_writes_a_checkpoint(small_pool: Path, tmp_path: Path, capsy
     out = tmp_path / "ready.safetensors"
     arguments = ["study", "trust", str(tmp_path / "raw.safetensors"), str(out), "--validation", str(small_pool)]
     assert main([*arguments, "--items", "1", "--tile", "512"]) == 0
-    assert capsys.readouterr().out.split() == [str(out), str(tmp_path / "ready.md")]
+    captured = capsys.readouterr()
+    assert captured.out.split() == [str(out), str(tmp_path / "ready.md")]
+    assert "warning: hevc: nothing is known of QPs" in captured.err
     assert "| share |" in (tmp_path / "ready.md").read_text()
     config: DiQPConfig = load_checkpoint(out).config
     assert config.trust and config.tile == 512

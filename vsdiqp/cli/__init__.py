@@ -63,6 +63,12 @@ def _overview() -> argparse.ArgumentParser:
     return parser
 
 
+def _refusals() -> tuple[type[Exception], ...]:
+    """What libraries raise at files and clips that they don't take: of those that were imported, since none is here."""
+    known = {"vapoursynth": "Error", "av": "FFmpegError"}
+    return tuple(getattr(sys.modules[module], name) for module, name in known.items() if sys.modules.get(module))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``vsdiqp``; returns the exit status: 0 done, 1 an error printed as ``vsdiqp: text``, 2 wrong usage.
 
@@ -95,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         print(f"vsdiqp: {error}", file=sys.stderr)
+        return 1
+    except _refusals() as error:
+        print(f"vsdiqp: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("vsdiqp: interrupted", file=sys.stderr)

@@ -3,6 +3,7 @@
 import argparse
 
 from vsdiqp.cli.numbers import from_up
+from vsdiqp.cli.outputs import check_file
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -21,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw, and print the metrics."""
     from vsdiqp.evaluation.compare import compare
 
+    check_file(args.out)
     paths = [path for path in (args.before, args.after, args.source) if path]
     metrics = compare(paths, args.out, args.frame, args.crop, args.crops)
     for name, values in zip(("before", "after"), metrics, strict=False):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsdiqp.cli.numbers import from_up
+from vsdiqp.cli.outputs import check_file, make_folder
 from vsdiqp.errors import DiqpError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fit_closed_form:
         from vsdiqp.evaluation.fit import fit_on_pool
 
+        check_file(args.fit_closed_form[1])
         with ProgressLine() as progress:
             fitted = fit_on_pool(args.fit_closed_form[0], progress)
         fitted.save(args.fit_closed_form[1])
@@ -64,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     clips = find_clips(args.clips)
     qps = parse_qps(args.codecs, args.qps or [])
+    make_folder(args.out)
+    if args.tune_classics:
+        check_file(args.tune_classics)
     with ProgressLine() as progress:
         if args.tune_classics:
             _tune(clips, qps, args, progress)
@@ -137,8 +142,9 @@ def _evaluate(
 
 def _tune(clips: list[Path], qps: dict[str, list[float]], args: argparse.Namespace, progress: "ProgressLine") -> None:
     from vsdiqp.evaluation import classics
-    from vsdiqp.evaluation.evaluate import Reference
+    from vsdiqp.evaluation.evaluate import Reference, check_encodable
 
+    check_encodable(qps)
     references = [Reference.open(clip, args.frames or None) for clip in clips]
     points = [(codec, qp) for codec, values in qps.items() for qp in values]
     results: list[classics.Tuned] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsdiqp.cli.numbers import from_up
+from vsdiqp.cli.outputs import check_file, make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "trust",
         help="how much of a trained network's prediction to apply at each QP",
         description="Measure, on a validation pool, which share of a network's prediction gains most at each QP "
-        "without harm, in luma and chroma; write the checkpoint that applies it, and the table beside it.",
+        "without harm, in luma and chroma; write the checkpoint that applies it, and the table beside it. QPs beyond "
+        "those of the pool keep the shares that the checkpoint has.",
     )
     _add_validation(trust)
     trust.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write (.safetensors)")
@@ -102,6 +104,7 @@ def _look_ahead(args: argparse.Namespace) -> list[Path]:
     from vsdiqp.progress import ProgressLine
     from vsdiqp.training.study import frame_differences, luma_frames, write_differences
 
+    make_folder(args.out)
     results = []
     with ProgressLine() as progress:
         for index, clip in enumerate(args.clips):
@@ -128,17 +131,19 @@ def _mix(args: argparse.Namespace) -> list[Path]:
     from vsdiqp.network import load_checkpoint, read_metadata, save_checkpoint
     from vsdiqp.training.mixing import mix
 
-    _check_name(args.out)
+    _check_out(args.out)
     mixed = mix(load_checkpoint(args.first), load_checkpoint(args.second), args.share)
     save_checkpoint(mixed, args.out, read_metadata(args.second))
     return [args.out]
 
 
-def _check_name(out: Path) -> None:
+def _check_out(out: Path) -> None:
+    """Refuse a checkpoint to write that is not called like one, or cannot be written."""
     from vsdiqp.errors import DiqpError
 
     if out.suffix != ".safetensors":
         raise DiqpError(f"OUT is {out}; give a name that ends in .safetensors")
+    check_file(out)
 
 
 def _validation(args: argparse.Namespace) -> "tuple[DiQP, PoolDataset, torch.device]":
@@ -162,11 +167,11 @@ def _mirrored(args: argparse.Namespace) -> list[Path]:
     from vsdiqp.training.mirrored import compare_views, table
     from vsdiqp.training.validation import restored_streams
 
+    make_folder(args.out)
     network, dataset, device = _validation(args)
     with ProgressLine() as line:
         streams = restored_streams(network, dataset, device, "bf16", args.items, partial(line, text="items"))
         found = compare_views(streams, network, device, "bf16")
-    args.out.mkdir(parents=True, exist_ok=True)
     path: Path = args.out / "mirrored.md"
     path.write_text(table(found) + "\n", encoding="utf-8")
     return [path]
@@ -177,15 +182,17 @@ def _trust(args: argparse.Namespace) -> list[Path]:
 
     from vsdiqp.network import read_metadata, save_checkpoint
     from vsdiqp.progress import ProgressLine
-    from vsdiqp.training.trust import measure, table, trusted
+    from vsdiqp.training.trust import measure, table, trusted, unmeasured
     from vsdiqp.training.validation import restored_streams
 
-    _check_name(args.out)
+    _check_out(args.out)
     network, dataset, device = _validation(args)
     config = network.config
-    with ProgressLine() as line:
-        progress = partial(line, text="items")
+    with ProgressLine() as bar:
+        progress = partial(bar, text="items")
         found = measure(restored_streams(network, dataset, device, "bf16", args.items, progress), config)
+    for line in unmeasured(network, found):
+        print(f"warning: {line}", file=sys.stderr)
     result = trusted(network, found, args.tile or config.tile)
     save_checkpoint(result, args.out, read_metadata(args.checkpoint))
     beside = args.out.with_suffix(".md")

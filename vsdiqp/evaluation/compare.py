@@ -24,11 +24,14 @@ class Still:
     is_rgb: bool = False
 
     @classmethod
-    def of(cls, clip: Node, frame: int) -> "Still":
-        """Frame number `frame` of a clip. Raises DiqpError where the clip is too short."""
+    def of(cls, clip: Node, frame: int, like: Node | None = None) -> "Still":
+        """Frame number `frame` of a clip, read by the matrix and range of `like` (default: its own).
+
+        Raises DiqpError where the clip is too short.
+        """
         if not 0 <= frame < clip.num_frames:
             raise DiqpError(f"there is no frame {frame}; the clip has frames 0 to {clip.num_frames - 1}")
-        clip = settle_colour(clip)
+        clip = settle_colour(clip, like)
         rgb = rgb_picture(to_rgb(clip[frame]).get_frame(0))
         if clip.format.num_planes == 3 and clip.format.color_family.name == "RGB":
             return cls(rgb, bt709_luma(rgb), is_rgb=True)
@@ -80,10 +83,14 @@ def compare(
 ) -> list[Metrics]:
     """Draws a frame of the files before, after and (optionally) source into a PNG.
 
+    All YUV files are read by one matrix and range: the source's; without a YUV source, those of the first such file.
     Returns the metrics of before and after where there is a source. Raises DiqpError for files that cannot be read or
     whose sizes differ.
     """
-    stills = [Still.of(open_video(path), frame) for path in paths]
+    clips = [open_video(path) for path in paths]
+    # Files on the way to and from a filter often lose what their source says; samples stay what they are.
+    leaders = [clip for clip in (*clips[2:], *clips) if clip.format.color_family.name != "RGB"]
+    stills = [Still.of(clip, frame, like=leaders[0] if leaders else None) for clip in clips]
     sizes = [still.luma.shape for still in stills]
     if len(set(sizes)) != 1:
         listed = ", ".join(f"{path} {columns}x{rows}" for path, (rows, columns) in zip(paths, sizes, strict=True))

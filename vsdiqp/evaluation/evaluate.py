@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from vsdiqp.codecs.scales import check_qp
 from vsdiqp.errors import DiqpError
-from vsdiqp.evaluation.metrics import ClipScores, FrameScores, frame_scores_from_json, psnr, ssim, summarise
+from vsdiqp.evaluation.labels import shown
+from vsdiqp.evaluation.metrics import (
+    SSIM_WINDOW,
+    ClipScores,
+    FrameScores,
+    frame_scores_from_json,
+    psnr,
+    ssim,
+    summarise,
+)
 from vsdiqp.evaluation.restorers import Method
 from vsdiqp.evaluation.video import (
     Node,
@@ -26,7 +37,7 @@ from vsdiqp.evaluation.video import (
 )
 from vsdiqp.evaluation.vmaf import vmaf
 
-_SCORES_VERSION = 2  # raise when a metric's meaning changes: kept scores are then measured anew
+_SCORES_VERSION = 3  # raise when a metric's meaning changes: kept scores are then measured anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +101,15 @@ def evaluate(
     """Measures every method on every clip at every QP of every codec.
 
     Encodes and scores are kept under `out` and used again as long as clip, settings and method are the same. `qps`
-    maps a codec to QPs in its own scale. Raises DiqpError for files that cannot be read and for QPs out of scale.
+    maps a codec to QPs in its own scale. Raises DiqpError for files that cannot be read and for QPs that cannot be
+    encoded.
     """
+    check_encodable(qps)
     settings = settings or Settings()
     out = Path(out)
-    names = [Path(clip).stem for clip in clips]
+    if shown(str(out)) != str(out):  # filters read each frame's QP from files in there, and are given names as UTF-8
+        raise DiqpError(f"the name of {shown(str(out))} is no UTF-8; give another folder for encodes and scores")
+    names = [shown(Path(clip).stem) for clip in clips]
     if len(set(names)) != len(names):
         raise DiqpError(f"clips must have different names, got {', '.join(names)}")
     total = len(clips) * sum(len(q) for q in qps.values()) * len(methods)
@@ -102,6 +117,12 @@ def evaluate(
     results = []
     for clip in clips:
         reference = Reference.open(clip, settings.frames)
+        rows, columns = reference.node.height, reference.node.width
+        if settings.ssim_every and min(rows, columns) < SSIM_WINDOW:
+            raise DiqpError(
+                f"{reference.name} is {columns}x{rows}, and SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} or more; leave it "
+                "out with --ssim-every 0"
+            )
         for codec, points in qps.items():
             for qp in points:
                 encode = reference.encode(codec, qp, out / "encodes")
@@ -113,6 +134,21 @@ def evaluate(
     if progress:
         progress(done, total, "done")
     return results
+
+
+def check_encodable(qps: Mapping[str, Sequence[float]]) -> None:
+    """Raises DiqpError for QPs out of scale and for those in whose place the encoder takes others.
+
+    Scores are shown and kept by QP, and restorers are told it: it has to be that of the encode. x265 knows whole QPs.
+    SVT-AV1's CRF scale goes from 1 in quarters to 61.75, base_q_idx 4 to 247, and ends at 63, base_q_idx 255.
+    """
+    for codec, values in qps.items():
+        for qp in values:
+            check_qp(codec, qp)
+            if codec == "hevc" and qp % 1:
+                raise DiqpError(f"x265 encodes whole QPs alone, not {qp:g}; give {math.floor(qp)} or {math.ceil(qp)}")
+            if codec == "av1" and (qp % 1 or not (4 <= qp <= 247 or qp == 255)):
+                raise DiqpError(f"SVT-AV1 encodes base_q_idx 4 to 247, whole numbers, and 255, not {qp:g}")
 
 
 @dataclass(frozen=True)
@@ -134,7 +170,7 @@ class Reference:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-        return cls(Path(path).stem, digest.hexdigest()[:16], node)
+        return cls(shown(Path(path).stem), digest.hexdigest()[:16], node)
 
     @property
     def seconds(self) -> float:
@@ -143,14 +179,25 @@ class Reference:
         return float(self.node.num_frames / rate)
 
     def encode(self, codec: str, qp: float, folder: Path) -> Path:
-        """Path of the clip's encode at constant QP (x265 medium, SVT-AV1 preset 6), made when not there yet."""
+        """Path of the clip's encode at constant QP (x265 medium, SVT-AV1 preset 6), made when not there yet.
+
+        Raises DiqpError for QPs and for clips that the encoder doesn't take as they are.
+        """
+        import av
+
         from vsdiqp.training import degrade
 
+        check_encodable({codec: [qp]})
         settings = degrade.EncodeSettings(codec, qp)
         mark = hashlib.sha256(repr((self.key, settings.encoder, settings.options())).encode()).hexdigest()[:12]
         path = folder / f"{self.name}-{codec}-{qp:g}-{mark}.mkv"
         if not path.is_file():
-            write_whole(path, degrade.encode(self._samples(), settings).data)
+            try:
+                data = degrade.encode(self._samples(), settings).data
+            except av.FFmpegError as error:
+                size = f"{self.node.width}x{self.node.height}"
+                raise DiqpError(f"{settings.encoder} does not encode {self.name}, {size}: {error.strerror}") from error
+            write_whole(path, data)
         return path
 
     def decode(self, encoded: Path) -> Node:

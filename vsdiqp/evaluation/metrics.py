@@ -87,11 +87,11 @@ def fluctuation(values: Sequence[float]) -> tuple[float, float]:
     return float(series.std()), float(np.mean(differences))
 
 
-def border_flicker(changes: Sequence[float | None], group: int = 3) -> tuple[float, float]:
+def border_flicker(changes: Sequence[float | None], group: int = 3) -> tuple[float, float] | None:
     """How much the residual changes from frame to frame: (mean across group borders, mean within groups).
 
     ``changes[n]`` is `FrameScores.change` of frame n. A border lies before every frame whose index is a multiple of
-    `group`. A restorer whose groups cannot be seen has about equal means. Both 0 where a clip is too short to compare.
+    `group`. A restorer whose groups cannot be seen has about equal means. None where a clip is too short to compare.
 
     Frames less than a group from either end of the clip are left out. They have fewer neighbours, so residuals change
     less there, and the ends lie within groups: any filter's borders, even those of one that works frame by frame, would
@@ -100,7 +100,7 @@ def border_flicker(changes: Sequence[float | None], group: int = 3) -> tuple[flo
     inner = [(n, c) for n, c in enumerate(changes) if c is not None and group < n < len(changes) - group]
     across = [c for n, c in inner if n % group == 0]
     within = [c for n, c in inner if n % group != 0]
-    return (float(np.mean(across)), float(np.mean(within))) if across and within else (0.0, 0.0)
+    return (float(np.mean(across)), float(np.mean(within))) if across and within else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ class ClipScores:
     """dB, standard deviation of per-frame luma PSNR."""
     pvd: float
     """dB, peak-valley difference of per-frame luma PSNR."""
-    across: float
-    """8-bit steps, see `border_flicker`."""
-    within: float
+    across: float | None
+    """8-bit steps, see `border_flicker`; None, as the next, of clips too short to compare."""
+    within: float | None
     vmaf: float | None = None
 
     def to_json(self) -> dict[str, float | None]:
@@ -129,7 +129,7 @@ class ClipScores:
 def summarise(frames: Sequence[FrameScores], vmaf: float | None = None) -> ClipScores:
     """Means over the frames of a clip (at least one)."""
     sd, pvd = fluctuation([f.y_psnr for f in frames])
-    across, within = border_flicker([f.change for f in frames])
+    across, within = border_flicker([f.change for f in frames]) or (None, None)
     return ClipScores(
         y_psnr=float(np.mean([f.y_psnr for f in frames])),
         c_psnr=mean_known([f.c_psnr for f in frames]),

@@ -10,6 +10,7 @@ import numpy as np
 
 from vsdiqp import __version__
 from vsdiqp.evaluation.evaluate import Point, Result, Settings
+from vsdiqp.evaluation.labels import plotted
 from vsdiqp.evaluation.metrics import ClipScores, mean_known
 
 BASELINE = "input"
@@ -107,7 +108,8 @@ def _measures(table: Table, method: str) -> str:
             row.append("-" if mean is None else format(mean, form))
         row.append(f"{min(d for d in table.deltas(method, codec, qp, lambda s: s.y_psnr) if d is not None):+.3f}")
         scores = [table.result(clip, codec, qp, method).scores for clip in table.clips]
-        row.append(f"{np.mean([s.across for s in scores]):.3f} / {np.mean([s.within for s in scores]):.3f}")
+        sides = [mean_known([s.across for s in scores]), mean_known([s.within for s in scores])]
+        row.append(" / ".join("-" if side is None else f"{side:.3f}" for side in sides))
         rows.append(row)
     return f"## {method}: what it adds to each measure\n\n{rows_to_markdown(head, rows)}"
 
@@ -141,8 +143,8 @@ def write(results: Sequence[Result], settings: Settings, out: str | Path) -> lis
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     table = Table(results)
-    (out / "results.json").write_text(json.dumps(to_json(table, results, settings), indent=1))
-    (out / "table.md").write_text(markdown(table))
+    (out / "results.json").write_text(json.dumps(to_json(table, results, settings), indent=1), encoding="utf-8")
+    (out / "table.md").write_text(markdown(table), encoding="utf-8")
     return [out / "results.json", out / "table.md", *plots(table, out)]
 
 
@@ -176,7 +178,7 @@ def _plot(table: Table, path: Path, draw: Callable[[Table, str, Any], None]) -> 
 def _draw_gain(table: Table, codec: str, panel: Any) -> None:
     qps = [qp for c, qp in table.points if c == codec]
     for method in table.restorers:
-        (line,) = panel.plot(qps, [table.gain(method, codec, qp) for qp in qps], marker="o", label=method)
+        (line,) = panel.plot(qps, [table.gain(method, codec, qp) for qp in qps], marker="o", label=plotted(method))
         spread = [[d for d in table.deltas(method, codec, qp, lambda s: s.y_psnr) if d is not None] for qp in qps]
         panel.fill_between(qps, [min(s) for s in spread], [max(s) for s in spread], alpha=0.1, color=line.get_color())
     panel.axhline(0, color="black", linewidth=0.8)
@@ -191,7 +193,7 @@ def _draw_rate(table: Table, codec: str, panel: Any) -> None:
         # Bitrates of clips differ by orders of magnitude: the geometric mean keeps every clip's say.
         rates = [float(np.exp(np.mean([np.log(r.kbps) for r in row]))) for row in results]
         quality = [float(np.mean([r.scores.y_psnr for r in row])) for row in results]
-        panel.plot(rates, quality, marker="o", label=method)
+        panel.plot(rates, quality, marker="o", label=plotted(method))
     panel.set_xscale("log")
     panel.set_xlabel("kbit/s (geometric mean over clips)")
     panel.set_ylabel("Y PSNR, dB (mean over clips)")
@@ -205,8 +207,8 @@ def _plot_over_time(table: Table, clip: str, out: Path) -> Path:
         qp = qps[len(qps) // 2]
         for method in table.methods:
             frames = table.result(clip, codec, qp, method).frames
-            panel.plot([f.y_psnr for f in frames], marker=".", label=method)
-        panel.set_xlabel(f"frame of {clip} at QP {qp:g}")
+            panel.plot([f.y_psnr for f in frames], marker=".", label=plotted(method))
+        panel.set_xlabel(f"frame of {plotted(clip)} at QP {qp:g}")
         panel.set_ylabel("Y PSNR, dB")
 
     return _plot(table, out / f"over-time-{clip}.png", draw)

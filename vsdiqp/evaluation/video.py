@@ -1,5 +1,7 @@
 """Clips in VapourSynth: opening files, settling what their samples mean, frames as float pictures."""
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ Node = Any
 Frame = Any
 """A vapoursynth.VideoFrame."""
 
+_log = logging.getLogger("vsdiqp")
+
 _PREFETCH = 4  # frames in flight in a lockstep read: enough for two cores, little memory
 
 
@@ -27,9 +31,10 @@ def core() -> Any:
 
 
 def open_video(path: str | Path) -> Node:
-    """A video file as a clip of constant format, through BestSource, without leaving an index file behind.
+    """A video file as a clip of constant format and size, through BestSource, without leaving an index file behind.
 
-    Raises DiqpError where BestSource is missing or cannot read the file.
+    Frames that are flagged interlaced are taken as they are, and said to be. Raises DiqpError where BestSource is
+    missing or cannot read the file, and where frames differ in format or size.
     """
     import vapoursynth
 
@@ -39,25 +44,36 @@ def open_video(path: str | Path) -> Node:
     if not hasattr(core(), "bs"):
         raise DiqpError("reading video needs BestSource; install it with: pip install vapoursynth-bestsource")
     try:
-        return core().bs.VideoSource(str(path), cachemode=0)
+        # As bytes: VapourSynth refuses text that is no UTF-8, which names of files may be.
+        clip = core().bs.VideoSource(os.fsencode(path), cachemode=0)
+        if clip.format is None or not clip.width or not clip.height:
+            raise DiqpError(f"the frames of {path} differ in size or format; give a clip in which all are alike")
+        fields = int(clip.get_frame(0).props.get("_FieldBased", 0))
     except vapoursynth.Error as error:
         raise DiqpError(f"cannot read {path}: {error}") from error
+    if fields:
+        _log.warning("%s is flagged interlaced; it is measured as progressive", path)
+    return clip
 
 
 def settle_colour(clip: Node, like: Node | None = None) -> Node:
     """Writes matrix, range and chroma location on every frame, so that nothing downstream has to guess.
 
     Taken from the first frame of `like` (default: the clip itself); where that does not say, BT.709 from 720 lines up
-    and BT.601 (SMPTE 170M) below, limited range for YUV, left-sited chroma.
+    and BT.601 (SMPTE 170M) below, limited range for YUV, left-sited chroma. Of a `like` that is RGB, YUV clips take
+    nothing, nor the other way round. Frames count as progressive, whatever they are flagged: the encoders here are
+    given whole frames, and conversions of fields would compare other colours than those of the frames.
     """
-    props = (like or clip).get_frame(0).props
     rgb = clip.format.color_family == _families().RGB
+    if like is None or (like.format.color_family == _families().RGB) != rgb:
+        like = clip
+    props = like.get_frame(0).props
     matrix = int(props.get("_Matrix", 2))
     if rgb:
         matrix = 0
     elif matrix in (0, 2, 3):
         matrix = 1 if clip.height >= 720 else 6
-    settled: dict[str, int] = {"_Matrix": matrix, "_Range": int(props.get("_Range", 1 if rgb else 0))}
+    settled: dict[str, int] = {"_Matrix": matrix, "_Range": int(props.get("_Range", 1 if rgb else 0)), "_FieldBased": 0}
     if clip.format.subsampling_w or clip.format.subsampling_h:
         settled["_ChromaLocation"] = int(props.get("_ChromaLocation", 0))
     return core().std.SetFrameProps(clip, **settled)

@@ -1,6 +1,7 @@
 """Two studies that shape a network: how far ahead to look, and which sizes are worth their cost."""
 
 import csv
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,15 +30,30 @@ class Differences:
     values: tuple[float, ...]
 
 
+_PLANAR_LUMA = re.compile(r"(yuvj?4\d\dp|yuva4\d\dp|gray)((9|10|12|14|16)le)?|nv(12|16|21|24)")
+"""FFmpeg's names of formats whose first plane is luma in the lowest bits of its samples."""
+
+
 def luma_frames(path: Path, limit: int) -> Iterator[Picture]:
-    """Luma of up to ``limit`` frames in 8-bit steps (deeper samples keep their fraction), rows x columns."""
+    """Luma of up to ``limit`` frames in 8-bit steps (deeper samples keep their fraction), rows x columns.
+
+    Raises DiqpError for what FFmpeg does not open, and where frames differ in size.
+    """
+    size: tuple[int, int] | None = None
     try:
-        with av.open(str(path)) as container:
+        # Absolute: of "a:b.mkv" FFmpeg would take "a" for a protocol.
+        with av.open(str(path.absolute())) as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if index == limit:
                     return
                 if frame.format.is_rgb:
                     frame = frame.reformat(format="gray")
+                elif not _PLANAR_LUMA.fullmatch(frame.format.name):  # packed, as yuyv422
+                    deep = frame.format.components[0].bits > 8
+                    frame = frame.reformat(format="yuv444p16le" if deep else "yuv444p")
+                if size not in (None, (frame.width, frame.height)):
+                    raise DiqpError(f"the frames of {path} differ in size; give a clip in which all are alike")
+                size = frame.width, frame.height
                 bits = frame.format.components[0].bits
                 samples = plane_array(frame.planes[0], bits)
                 yield samples if bits == 8 else samples.astype(np.float32) / (1 << (bits - 8))
@@ -68,17 +84,19 @@ def write_differences(results: Sequence[Differences], out: Path) -> list[Path]:
     """``look-ahead.csv`` (clip, T, difference) and ``look-ahead.png`` in ``out``; returns their paths."""
     from matplotlib.figure import Figure
 
+    from vsdiqp.evaluation.labels import plotted, shown
+
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / "look-ahead.csv", out / "look-ahead.png"
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["clip", "T", "mean absolute difference"])
         for result in results:
-            writer.writerows([result.clip, t, f"{value:.4f}"] for t, value in enumerate(result.values, 1))
+            writer.writerows([shown(result.clip), t, f"{value:.4f}"] for t, value in enumerate(result.values, 1))
     figure = Figure(figsize=(8, 5), layout="constrained")
     panel = figure.add_subplot()
     for result in results:
-        panel.plot(range(1, len(result.values) + 1), result.values, label=result.clip, linewidth=1)
+        panel.plot(range(1, len(result.values) + 1), result.values, label=plotted(result.clip), linewidth=1)
     panel.set(
         xlabel="T, frames between frame n+1 and its look-ahead frame",
         ylabel="mean absolute luma difference, 8-bit steps",

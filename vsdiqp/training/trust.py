@@ -6,7 +6,7 @@ than a code, all of it may lose where a part gains; so may chroma, whose damage 
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -76,6 +76,8 @@ def _chroma_gains(change: Tensor, seen: Restored) -> list[list[list[float]]]:
 def trusted(network: DiQP, found: Measured, tile: int) -> DiQP:
     """The network with ``trust`` and, where it restores the clip's own planes, ``chroma_trust`` set for every codec and
     QP measured, and ``tile`` as its default tile side.
+
+    Outside the span of QPs that were measured for a codec the network's own points stay.
     """
     luma: dict[str, list[tuple[float, float]]] = defaultdict(list)
     chroma: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -84,11 +86,38 @@ def trusted(network: DiQP, found: Measured, tile: int) -> DiQP:
         luma[codec].append((float(qp), SHARES[chosen]))
         if planes := found.chroma.get((codec, qp)):
             chroma[codec].append((float(qp), CHROMA[best([shares[chosen] for shares in planes])]))
-    trust, chroma_trust = ({codec: tuple(points) for codec, points in by.items()} for by in (luma, chroma))
-    config = dataclasses.replace(network.config, trust=trust, chroma_trust=chroma_trust, tile=tile)
-    result = DiQP(config)
+    config = network.config
+    trust, chroma_trust = _joined(config.trust, luma), _joined(config.chroma_trust, chroma)
+    result = DiQP(dataclasses.replace(config, trust=trust, chroma_trust=chroma_trust, tile=tile))
     result.load_state_dict(network.state_dict())
     return result.prepare()
+
+
+def _joined(
+    own: Mapping[str, Sequence[tuple[float, float]]], measured: Mapping[str, Sequence[tuple[float, float]]]
+) -> dict[str, tuple[tuple[float, float], ...]]:
+    """The points measured of each codec, and a network's own ones outside their span."""
+    joined = {codec: tuple(points) for codec, points in own.items()}
+    for codec, points in measured.items():
+        low, high = points[0][0], points[-1][0]
+        kept = joined.get(codec, ())
+        below, above = ([p for p in kept if p[0] < low], [p for p in kept if p[0] > high])
+        joined[codec] = (*below, *points, *above)
+    return joined
+
+
+def unmeasured(network: DiQP, found: Measured) -> list[str]:
+    """A line for every codec that is trusted, below the lowest QP measured, as there, since nothing else is known."""
+    lines = []
+    for codec in sorted({codec for codec, _ in found.luma} & network.config.qp_range.keys()):
+        lowest = min(qp for at, qp in found.luma if at == codec)
+        low = network.config.qp_range[codec][0]
+        if low < lowest and all(qp >= lowest for qp, _ in network.config.trust.get(codec, ())):
+            lines.append(
+                f"{codec}: nothing is known of QPs {low:g} to {lowest:g}, where the share of QP {lowest:g} will be "
+                "applied, though weak damage often bears less; measure on a pool with lower QPs as well"
+            )
+    return lines
 
 
 def table(found: Measured, network: DiQP) -> str:
