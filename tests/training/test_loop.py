@@ -22,10 +22,11 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_config, save_checkpoint
 from vsdiqp.training.batches import MIRRORINGS, Batch, Batches, predict, typical_error
 from vsdiqp.training.dataset import PoolDataset
-from vsdiqp.training.loop import LOG, STATE, Average, Gains, Trainer, learning_rate
+from vsdiqp.training.loop import LOG, Average, Gains, Trainer, learning_rate
 from vsdiqp.training.loss import luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings, load_settings
+from vsdiqp.training.state import STATE, held, write_state
 from vsdiqp.training.teacher import CLASSES, FEATURES, Teacher
 from vsdiqp.training.validation import validate
 
@@ -63,6 +64,16 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert rates[600] == pytest.approx(0.55) and rates[1100] == pytest.approx(0.1) == learning_rate(2000, s)
     assert all(a >= b for a, b in itertools.pairwise(rates[99:]))
     assert rates[350] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_by_time_the_rate_falls_evenly_from_the_first_second_to_the_last() -> None:
+    s = TrainSettings(DiQPConfig(), "p", steps=10**6, warmup=200, learning_rate=1.0, final_learning_rate=0.01)
+    by_time = dataclasses.replace(s, minutes=3.0, by_time=True)
+    rates = [learning_rate(step, by_time, step * 0.45) for step in range(401)]  # warm-up takes half of the time
+    assert max(abs(a - b) for a, b in itertools.pairwise(rates)) < 0.01, "it never jumps"
+    assert rates[400] == pytest.approx(0.01) and max(rates) > 0.3
+    slow = [learning_rate(step, by_time, step * 5.0) for step in range(37)]  # time ends in warm-up
+    assert slow[36] < 0.01 and slow[36] < max(slow) / 5
 
 
 def test_no_warm_up() -> None:
@@ -123,7 +134,7 @@ def test_a_run_writes_a_checkpoint(small_pool: Path, tmp_path: Path) -> None:
     path = Trainer(tiny(small_pool, tmp_path, origin="a test")).run()
     network = load_checkpoint(path)
     assert path.name == "last.safetensors" and network.config == TINY and not network.training
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.safetensors", STATE]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "last.safetensors", STATE]
 
 
 def test_nothing_is_at_work_after_a_run(small_pool: Path, tmp_path: Path) -> None:
@@ -195,6 +206,51 @@ def test_a_damaged_state_is_named(small_pool: Path, tmp_path: Path, content: byt
     (tmp_path / STATE).write_bytes(content)
     with pytest.raises(DiqpError, match=f"{STATE} can't be read"):
         Trainer(tiny(small_pool, tmp_path, steps=1))
+
+
+def test_another_programs_state_is_named(small_pool: Path, tmp_path: Path) -> None:
+    torch.save({"model": torch.zeros(3)}, tmp_path / STATE)
+    with pytest.raises(DiqpError, match=r"no state of a training run"):
+        Trainer(tiny(small_pool, tmp_path, steps=1))
+
+
+def test_another_optimisers_state_is_refused_and_its_settings_may_change(small_pool: Path, tmp_path: Path) -> None:
+    Trainer(tiny(small_pool, tmp_path, steps=1)).run()
+    with pytest.raises(DiqpError, match=r"another optimiser.*--initial"):
+        Trainer(tiny(small_pool, tmp_path, optimiser="adamw"))
+    again = Trainer(tiny(small_pool, tmp_path, weight_decay=0.3, betas=(0.5, 0.6)))
+    for optimiser in again.optimisers:
+        assert {group["weight_decay"] for group in optimiser.param_groups} == {0.3}
+    assert again.optimisers[0].param_groups[0]["betas"] == (0.5, 0.6)
+
+
+def test_one_run_at_a_time_writes_to_a_folder(small_pool: Path, tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(DiqpError, match=r"another training run.*--out"):
+        Trainer(tiny(small_pool, tmp_path, steps=1)).run()
+    Trainer(tiny(small_pool, tmp_path, steps=1)).run()
+
+
+def test_a_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_state(tmp_path, {"step": 1})
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 1 vs 2\nand much more")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DiqpError, match="is there room"):
+        write_state(tmp_path, {"step": 2})
+    assert [p.name for p in tmp_path.iterdir()] == [STATE] and torch.load(tmp_path / STATE)["step"] == 1
+
+
+def test_a_resumed_run_does_without_the_checkpoint_it_started_from(small_pool: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(DiQP(TINY), start)
+    Trainer(tiny(small_pool, tmp_path / "out", steps=1, initial=str(start))).run()
+    start.unlink()
+    again = Trainer(tiny(small_pool, tmp_path / "out", steps=2, initial=str(start)))
+    again.run()
+    assert again.step == 2
 
 
 def test_a_run_starts_from_a_checkpoint(small_pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -533,6 +589,11 @@ def write(folder: Path, text: str) -> Path:
         ("pool = 'p'\n[network]\ngates = 3", "gates"),
         ("pool = 'p'\ncrop = 100\n[network]", "crop is 100.*multiple of 128"),
         ("pool = 'p'\noptimiser = 'sgd'\ncrop = 128\n[network]", "'sgd'; give adamw or muon"),
+        ("pool = 'p'\nsteps = 'many'\n[network]", "steps is 'many'; give something like 100000"),
+        ("pool = 'p'\nlearning_rate = '4e-3'\n[network]", "learning_rate is '4e-3'; give something like 0.0002"),
+        ("pool = 'p'\nteacher_steps = [1]\n[network]", r"teacher_steps is \(1,\); give something like \[1000, 2000\]"),
+        ("pool = 'p'\nsave_every = 0\n[network]", "save_every is 0; give 1 or more"),
+        ("pool = 'p'\nminutes = -1\n[network]", "minutes is -1; give 0 or more"),
         ("pool = 'p'\nloss = 'l2'\ncrop = 128\n[network]", "'l2'; give charbonnier or relative"),
         ("pool = 'p'\nprecision = 'half'\ncrop = 128\n[network]", "'half'; give fp32, bf16 or fp16"),
         ("pool = 'p'\nupside_down = 2\ncrop = 128\n[network]", "upside_down is 2; it is a share"),

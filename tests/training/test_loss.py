@@ -186,7 +186,7 @@ def test_charbonnier() -> None:
 @pytest.mark.parametrize("config", [LITE, RGB])
 def test_gain_in_decibels(config: DiQPConfig) -> None:
     batch = make_batch()
-    batch.chroma, batch.matrix = batch.chroma_true, [1, 1]
+    batch.chroma = batch.chroma_true
     tile = to_colour(batch.luma, batch.chroma, config, batch.matrix)
     half = perfect(batch, config) / 2
     gain = luma_gain(tile, tile + half, batch, config)

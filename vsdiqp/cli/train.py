@@ -3,6 +3,7 @@
 import argparse
 
 from vsdiqp.cli.numbers import from_up
+from vsdiqp.cli.outputs import check_file
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         from vsdiqp.training.dataset import PoolDataset
         from vsdiqp.training.teacher import fit
 
+        check_file(args.fit_teacher)
         fit(PoolDataset(settings.pool, cache_bytes=0), limit=1000).save(args.fit_teacher)
         print(args.fit_teacher)
         return 0

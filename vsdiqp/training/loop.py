@@ -9,13 +9,13 @@ import csv
 import json
 import math
 import os
-import pickle
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +33,12 @@ from vsdiqp.training.loss import consistency_loss, distillation_loss, imitation_
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.reservoir import Reservoir
 from vsdiqp.training.settings import TrainSettings
+from vsdiqp.training.state import held, load_optimisers, read_state, write_state
 from vsdiqp.training.teacher import Teacher, load_teacher
 from vsdiqp.training.validation import autocast, validate
 
-STATE = "state.pt"
 LOG = "log.csv"
+STATE_KEYS = ("step", "seconds", "best", "network", "average", "optimisers", "scaler", "config")
 MOST_MAKERS = 16
 """Processes that make batches for a GPU, at most: all cores but two, for whoever takes them in."""
 MADE_AT_ONCE = 16
@@ -49,16 +50,18 @@ QP_BANDS = {"hevc": (0, 24, 30, 35, 40, 52), "av1": (0, 80, 128, 180, 230, 256)}
 
 
 def learning_rate(step: int, settings: TrainSettings, seconds: float = 0.0) -> float:
-    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate`` at the last step; ``by_time``: or
-    when ``seconds`` of training are all that there are."""
-    if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate`` at the last step.
+
+    ``by_time``: the cosine ends when ``seconds`` of training are all that there are, if that is earlier. It falls from
+    the first second on, warm-up or not, since nobody knows beforehand how long that will take.
+    """
+    warm = min((step + 1) / settings.warmup, 1.0) if settings.warmup else 1.0
+    progress = max(step - settings.warmup, 0) / max(settings.steps - settings.warmup, 1)
     if settings.by_time:
         progress = max(progress, seconds / (60 * settings.minutes))
-    progress = min(progress, 1.0)
-    cosine = (1 + math.cos(math.pi * progress)) / 2
-    return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine
+    cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    falling = settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * cosine
+    return warm * falling
 
 
 class Average:
@@ -114,7 +117,10 @@ class Trainer:
             raise DiqpError("precision 'fp16' trains on a GPU only; use 'bf16' or 'fp32' on a CPU")
         torch.manual_seed(settings.seed)
         self.network = DiQP(settings.network).to(self.device)
-        if settings.initial:
+        self.out = Path(settings.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        state = read_state(self.out, self.device, STATE_KEYS)
+        if settings.initial and (state is None or settings.consistency):
             self._start_from(settings.initial)
         self.average = Average(self.network, settings.ema)
         self._start = deepcopy(self.network).eval().requires_grad_(False) if settings.consistency else None
@@ -134,9 +140,8 @@ class Trainer:
             self.optimisers.append(Muon(matrices, lr=rate, weight_decay=decay))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
-        self.out = Path(settings.out)
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._resume()
+        if state is not None:
+            self._resume(state)
 
     def _start_from(self, path: str) -> None:
         start = load_checkpoint(path)
@@ -175,9 +180,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "config": json.dumps(self.settings.network.to_dict(), sort_keys=True),
         }
-        partial = self.out / (STATE + ".partial")
-        torch.save(state, partial)
-        partial.replace(self.out / STATE)
+        write_state(self.out, state)
         self.export(self.out / "last.safetensors")
 
     def export(self, path: Path) -> None:
@@ -185,21 +188,12 @@ class Trainer:
         training = {"step": self.step, "seconds": round(self.seconds), "origin": self.settings.origin}
         save_checkpoint(self.average.network, path, {"training": training})
 
-    def _resume(self) -> None:
-        path = self.out / STATE
-        if not path.is_file():
-            return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise DiqpError(f"{path} can't be read ({reason}); put a copy back, or remove it to start over") from None
+    def _resume(self, state: dict[str, Any]) -> None:
         if state["config"] != json.dumps(self.settings.network.to_dict(), sort_keys=True):
-            raise DiqpError(f"{path} belongs to another network; give another --out, or remove it to start over")
+            raise DiqpError(f"{self.out} holds another network's run; give another --out, or remove it to start over")
         self.network.load_state_dict(state["network"])
         self.average.network.load_state_dict(state["average"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        load_optimisers(self.optimisers, state["optimisers"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.say(f"resumed at step {self.step} after {self.seconds / 60:.0f} minutes of training")
@@ -208,11 +202,16 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the last step, or as long as ``minutes`` allows; a step at least. Returns the checkpoint's path."""
+        with held(self.out) if self.rank == 0 else contextlib.nullcontext():
+            return self._run()
+
+    def _run(self) -> Path:
         s = self.settings
-        dataset = open_pool(s.pool, s.network, crop=(s.crop, s.crop), cache_bytes=int(s.cache_gib * 2**30))
-        validation = open_pool(s.validation, s.network, "nominal") if s.validation else None
+        room = int(s.cache_gib * 2**30)
+        dataset = open_pool(s.pool, s.network, crop=(s.crop, s.crop), cache_bytes=room)
+        validation = open_pool(s.validation, s.network, "nominal", cache_bytes=room) if s.validation else None
         # A resumed run draws other samples than the ones it has seen, and every process its own.
-        seed = s.seed + 1000 * self.rank + self.step
+        seed = int(np.random.SeedSequence([s.seed, self.rank, self.step]).generate_state(1)[0])
         teacher = load_teacher(s.teacher, s.network) if s.teacher and self.step < s.teacher_steps[1] else None
         teaching = teacher.to(self.device).requires_grad_(False) if isinstance(teacher, DiQP) else None
         teach = teacher.residual if isinstance(teacher, Teacher) else None
@@ -261,7 +260,7 @@ class Trainer:
                     self.scaler.step(optimiser)
                 self.scaler.update()
                 self.step += 1
-                self.seconds = before + time.monotonic() - started
+                self.seconds = self._together(before + time.monotonic() - started)
                 self.average.update(self.network, self.step)
                 with torch.no_grad():
                     gains.add(luma_gain(tile, restored.float(), batch, s.network), batch.qp, batch.codec)
@@ -342,17 +341,20 @@ class Trainer:
         return min(max((end - self.step) / max(end - alone, 1), 0.0), 1.0)
 
     def _out_of_time(self, started: float) -> bool:
-        """Whether ``minutes`` are over. The first process decides, or the others would wait for it in the next step."""
+        """Whether ``minutes`` are over: for all processes alike, or some would wait for others in the next step."""
         if not self.settings.minutes:
             return False
         # A schedule by time is that of the whole run; otherwise the minutes are those of this call.
         spent = self.seconds if self.settings.by_time else time.monotonic() - started
-        over = spent > self.settings.minutes * 60
-        if self.world > 1:
-            decision = torch.tensor([over], dtype=torch.int32, device=self.device)
-            torch.distributed.broadcast(decision, 0)
-            over = bool(decision.item())
-        return over
+        return self._together(spent) > self.settings.minutes * 60
+
+    def _together(self, seconds: float) -> float:
+        """The first process' seconds, where a clock decides what all have to do alike: learn at a rate, or stop."""
+        if self.world == 1 or not self.settings.minutes:
+            return seconds
+        first = torch.tensor([seconds], dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(first, 0)
+        return float(first.item())
 
     def _report(self, loss: float, rate: float, gains: Gains, items: int, elapsed: float) -> None:
         per_step = (self.seconds / self.step) if self.step else 0.0
@@ -387,6 +389,7 @@ class Trainer:
         if result["mean"] > self.best:
             self.best = result["mean"]
             self.export(self.out / "best.safetensors")
+            self.save()  # or a run that is killed now would take something worse for its best
 
     def _log(self, kind: str, values: dict[str, float]) -> None:
         if self.rank:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vsdiqp.network.config import DiQPConfig
-from vsdiqp.training.batches import Batch, to_colour, unsited
+from vsdiqp.training.batches import LUMA_WEIGHTS, Batch, to_colour, unsited
 
 CHARBONNIER_EPSILON = 1e-3
 ERROR_FLOOR = 0.1
@@ -80,8 +80,9 @@ def luma_gain(tile: Tensor, restored: Tensor, batch: Batch, config: DiQPConfig, 
     if config.colour == "ycbcr":
         after = batch.luma + (restored - tile)[:, 0]
     else:
-        weights = restored.new_tensor([[0.2126, 0.7152, 0.0722]])
-        after = batch.luma + torch.einsum("bcfhw,bc->bfhw", restored - tile, weights.expand(len(batch.qp), -1))
+        red, blue = restored.new_tensor([LUMA_WEIGHTS[matrix] for matrix in batch.matrix]).unbind(1)
+        weights = torch.stack([red, 1 - red - blue, blue], 1)
+        after = batch.luma + torch.einsum("bcfhw,bc->bfhw", restored - tile, weights)
     if codes:
         after = (after * codes).round() / codes
     before_error = (batch.luma - batch.luma_true).square().mean((2, 3)) + 1e-9

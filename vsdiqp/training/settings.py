@@ -63,7 +63,7 @@ class TrainSettings:
     validate_every: int = 1000
     save_every: int = 250
     cache_gib: float = 8.0
-    """Memory for decoded items."""
+    """Memory for decoded items; as much again for those of the validation pool."""
     makers: int = 0
     """Who makes batches: 0 is one thread on a CPU, on a GPU as many processes as it has cores but two, 16 at most."""
     reuse: int = 1
@@ -84,6 +84,30 @@ class TrainSettings:
     """Checkpoint whose weights to start from; parameters that do not fit stay as they are."""
     origin: str = ""
     """How the weights were made; goes into the checkpoint."""
+
+
+POSITIVE = ("steps", "batch", "crop", "refresh_every", "save_every", "validate_every")
+NOT_NEGATIVE: tuple[str, ...] = (
+    "learning_rate",
+    "final_learning_rate",
+    "warmup",
+    "weight_decay",
+    "clip_norm",
+    "chroma_weight",
+)
+NOT_NEGATIVE += ("cache_gib", "makers", "threads", "minutes")
+
+
+def _check_kind(path: Path, name: str, value: Any, default: Any) -> None:
+    """Raises DiqpError for a value of another kind than a setting's default: text for a number, and the like."""
+    kinds: Any = {float: (int, float)}.get(type(default), type(default))
+    right = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
+    if right and isinstance(default, tuple):
+        numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in value)
+        right = numbers and len(value) == len(default)
+    if not right:
+        like = list(default) if isinstance(default, tuple) else default
+        raise DiqpError(f"{path}: {name} is {value!r}; give something like {like!r}")
 
 
 def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -> TrainSettings:
@@ -112,7 +136,16 @@ def load_settings(config: str | Path, overrides: dict[str, Any] | None = None) -
     if not values.get("pool"):
         raise DiqpError("no training pool: give --pool FOLDER, made with 'vsdiqp pool SOURCES FOLDER'")
     cleaned: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for field in fields(TrainSettings):
+        if field.name in cleaned:
+            _check_kind(path, field.name, cleaned[field.name], "" if field.name == "pool" else field.default)
     settings = TrainSettings(network=DiQPConfig.from_dict(network), **cleaned)
+    for name in POSITIVE:
+        if getattr(settings, name) < 1:
+            raise DiqpError(f"{name} is {getattr(settings, name)}; give 1 or more")
+    for name in NOT_NEGATIVE:
+        if getattr(settings, name) < 0:
+            raise DiqpError(f"{name} is {getattr(settings, name):g}; give 0 or more")
     if settings.crop % settings.network.multiple:
         raise DiqpError(f"crop is {settings.crop}; this network needs a multiple of {settings.network.multiple}")
     if settings.optimiser not in ("adamw", "muon"):
