@@ -1,50 +1,18 @@
 """Folders as people have them: what can't be read is told of and passed over, and samples are what the files hold."""
 
 import logging
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from material import moving_clip, picture
+from material import moving_clip, numbered, picture, write_video
 from PIL import Image
 
 from vsdiqp.errors import DiqpError
 from vsdiqp.training import camera, sources
-from vsdiqp.training.degrade import Clip, encode_lossless
+from vsdiqp.training.degrade import encode_lossless
 from vsdiqp.training.sources import Library, Source, UnreadableError, find_sources
-
-
-def write_video(
-    path: Path,
-    clip: Clip,
-    encoder: str = "libx264",
-    options: dict[str, str] | None = None,
-    container: dict[str, str] | None = None,
-    times: list[int] | None = None,
-) -> None:
-    """8-bit frames at 24 a second, or at ``times`` in 24ths."""
-    height, width = clip.y.shape[1:]
-    with av.open(str(path), "w", options=container or {}) as output:
-        stream = output.add_stream(encoder, rate=24, options=options or {"qp": "0", "preset": "ultrafast", "g": "1"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index in range(clip.frames):
-            frame = av.VideoFrame.from_ndarray(
-                np.concatenate([clip.y[index].ravel(), clip.c[0, index].ravel(), clip.c[1, index].ravel()]).reshape(
-                    height * 3 // 2, width
-                ),
-                "yuv420p",
-            )
-            frame.pts, frame.time_base = (times[index] if times else index), Fraction(1, 24)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-
-
-def numbered(frames: int, side: int = 64) -> Clip:
-    """Frame n is as bright as n // 2 + 20 says."""
-    y = np.repeat((np.arange(frames) // 2 + 20).astype(np.uint8), side * side).reshape(frames, side, side)
-    return Clip(y, np.full((2, frames, side // 2, side // 2), 128, np.uint8))
 
 
 def number(frame: np.ndarray) -> int:
