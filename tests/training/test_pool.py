@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from material import fill_sources, moving_clip, numbered, write_video
 
 from vsdiqp.cli import main
@@ -29,6 +30,8 @@ from vsdiqp.training.pool import (
 )
 from vsdiqp.training.settings import load_settings
 from vsdiqp.training.sources import Library, Source, UnreadableError
+from vsdiqp.training.teacher import fit
+from vsdiqp.training.validation import restored_streams
 
 SMALL = PoolSettings(height=128, width=192, frames=5)
 ALONE = dataclasses.replace(load_settings("lite", {"pool": "none"}).network, neighbours=0, joint=True)
@@ -196,6 +199,34 @@ def test_most_triplets_have_all_their_neighbours(tmp_path: Path) -> None:
     item, rng = data.load_item(0), np.random.default_rng(0)
     middles = [data.cut(item, rng).middle for _ in range(200)]
     assert 0.75 < np.isin(middles, range(2 + 3, 12 - 2)).mean() < 1, "some lie at the ends, as in a real video"
+
+
+def odd_pool(folder: Path, *clips: Clip) -> PoolDataset:
+    """An item of each clip, as older versions made them."""
+    with PoolWriter(folder).open() as writer:
+        for number, clip in enumerate(clips):
+            about = {"item": number, "seed": 0, "sources": ["x"], "matrix": 1, "cuts": []}
+            writer.add(describe(clip, 0, clip.frames, [EncodeSettings("hevc", 40)], about))
+    return PoolDataset(folder)
+
+
+def test_items_that_are_shorter_than_a_triplet_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = odd_pool(tmp_path / "some", moving_clip(2), moving_clip(4), moving_clip(1))
+    assert [entry["item"] for entry in data.entries] == [1]
+    assert "fewer than 3 frames" in caplog.text
+    rng = np.random.default_rng(0)
+    assert all(data.sample(rng).frames == 4 for _ in range(5))
+    fit(data, 3)
+    with pytest.raises(DiqpError, match="no items of 3 frames or more"):
+        odd_pool(tmp_path / "none", moving_clip(2))
+
+
+def test_validation_leaves_out_items_that_hold_no_tile(tmp_path: Path) -> None:
+    network = DiQP(ALONE)
+    side = ALONE.multiple
+    data = odd_pool(tmp_path / "some", moving_clip(4, side - 2), moving_clip(4, side + 2))
+    shapes = [seen.tile.shape[-2:] for seen in restored_streams(network, data, torch.device("cpu"), "fp32")]
+    assert shapes == [(side, side)]
 
 
 def test_errors_belong_to_the_frames_shown(tmp_path: Path) -> None:
