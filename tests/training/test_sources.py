@@ -89,6 +89,32 @@ def test_frames_before_the_damage_are_used(tmp_path: Path, end: str) -> None:
     assert np.array_equal(planes.y, clip.y[: planes.frames])
 
 
+def test_damage_that_decoders_paint_over_ends_a_video(tmp_path: Path) -> None:
+    """H.264's frames refer to those before them: all behind the damage would look wrong."""
+    path = tmp_path / "a.mp4"
+    write_video(path, moving_clip(60, 128), options={"crf": "10", "preset": "fast"})
+    whole = Library().planes(find_sources(tmp_path)[0])
+    data = bytearray(path.read_bytes())
+    for place in range(len(data) // 2, len(data) // 2 + 3):
+        data[place] ^= 0x5A
+    path.write_bytes(data)
+    planes = Library().planes(find_sources(tmp_path)[0])
+    assert 3 <= planes.frames < 60
+    assert np.array_equal(planes.y, whole.y[: planes.frames])
+
+
+def test_recordings_may_begin_anywhere(tmp_path: Path) -> None:
+    """Of a stream whose beginning is lost, what follows the next keyframe is read."""
+    write_video(tmp_path / "a.ts", moving_clip(40, 96), options={"crf": "10", "g": "10"})
+    data = (tmp_path / "a.ts").read_bytes()
+    packets = len(data) // 188
+    # The tables that say what is in it, and all from a little behind the first keyframe on.
+    (tmp_path / "a.ts").write_bytes(data[: 3 * 188] + data[packets // 8 * 188 :])
+    planes = Library().planes(find_sources(tmp_path)[0])
+    assert planes.frames >= 25
+    assert np.abs(planes.y - moving_clip(40, 96).y[-planes.frames :].astype(int)).mean() < 2
+
+
 def test_frames_before_a_change_of_size_are_used(tmp_path: Path) -> None:
     small, large = (tmp_path / f"{side}.ts" for side in (64, 128))
     write_video(small, moving_clip(5, 64))

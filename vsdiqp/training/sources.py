@@ -35,6 +35,8 @@ FEWEST = 3
 _COUNTED = 2 * LONGEST_RUN
 """Frames from which a file's length is taken from its duration, where it doesn't tell a number: counting reads it
 whole."""
+_PATIENCE = 300
+"""Packets that may fail before the first frame."""
 _NEUTRAL = (128, 128, 128)
 """What lies behind transparent pixels."""
 
@@ -147,7 +149,7 @@ def _inspect_video(path: Path, name: str) -> Source:
         if not frames and seconds and stream.average_rate and seconds * stream.average_rate > _COUNTED:
             frames = round(seconds * stream.average_rate)
         # What the headers say may not be what is shown, and whether there is a decoder shows when it is asked.
-        first = list(itertools.islice(container.decode(stream), FEWEST))
+        first = list(itertools.islice(_frames(container, stream), FEWEST))
         if not first:
             raise _unreadable(path, "it has no frames that decode")
         shown = first[0]
@@ -175,7 +177,32 @@ def _stream(container: Any, path: Path) -> Any:
     if stream.codec_context is None:
         raise _unreadable(path, "this FFmpeg has no decoder for its video")
     stream.thread_count = 1
+    # Else decoders paint over damage that they have noticed, and nobody is told.
+    stream.codec_context.options = {"err_detect": "crccheck+explode"}
     return stream
+
+
+def _frames(container: Any, stream: Any) -> Generator[Any]:
+    """Frames up to the first that can't be decoded. Before the first frame that's no error: recordings begin anywhere.
+
+    Raises what FFmpeg raises where nothing decodes, or the file itself is damaged.
+    """
+    given, failures = False, 0
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            failures += 1
+            if given:
+                return
+            if failures > _PATIENCE:
+                raise
+            continue
+        for frame in frames:
+            # After a failure frames lack what they refer to, up to the next keyframe.
+            if given or not failures or frame.key_frame:
+                given = True
+                yield frame
 
 
 def _seconds(container: Any, stream: Any) -> float | None:
@@ -201,7 +228,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _unreadable(path: Path, why: str) -> UnreadableError:
-    return UnreadableError(f"{path} can't be read as a still or a video ({why}); remove it or convert it")
+    return UnreadableError(f"{path} can't be read as a still or a video ({why}): remove it or convert it")
 
 
 class Library:
@@ -362,7 +389,7 @@ def _decode(source: Source, start: int, any_format: bool) -> Generator[Any]:
         skipped = _seek(container, stream, source, start)
         begun, given = not start, False
         with contextlib.suppress(av.FFmpegError):  # what lies before the damage is good
-            for frame in itertools.islice(container.decode(stream), skipped, None):
+            for frame in itertools.islice(_frames(container, stream), skipped, None):
                 if (frame.width, frame.height) != (source.width, source.height):
                     return
                 if not any_format and frame.format.name != source.pixel_format:
