@@ -29,7 +29,7 @@ from vsdiqp.training.pool import (
     read_index,
 )
 from vsdiqp.training.settings import load_settings
-from vsdiqp.training.sources import Library, Source, UnreadableError
+from vsdiqp.training.sources import Library, Source, UnreadableError, find_sources
 from vsdiqp.training.teacher import fit
 from vsdiqp.training.validation import restored_streams
 
@@ -391,6 +391,23 @@ def test_a_training_pool_goes_on_as_it_was_begun_or_is_told_to_change(tmp_path: 
         generate_plain(folder, pool, 1, 0, SMALL, ONE)
     assert generate(folder, pool, 2, settings=other, changed=True) == 1
     assert generate(folder, pool, 3, settings=other) == 1, "it goes on as it was changed"
+
+
+def test_sources_are_looked_into_once(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+
+    def noting(folder: Path) -> list[Source]:
+        looked.append(folder)
+        return find_sources(folder)
+
+    monkeypatch.setattr("vsdiqp.training.pool.find_sources", noting)
+    generate(sources, tmp_path, 1, settings=SMALL)
+    assert looked == [sources]
+
+
+def test_a_validation_pool_can_not_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pool", "--plain", "--changed", str(tmp_path), str(tmp_path / "dev")]) == 1
+    assert "--changed is for training pools" in capsys.readouterr().err
 
 
 def test_older_pools_go_on(sources: Path, tmp_path: Path) -> None:

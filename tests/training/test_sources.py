@@ -173,6 +173,21 @@ def test_places_in_videos_of_varying_frame_rate_are_shares_of_their_duration(tmp
     assert max(seen) > 250
 
 
+def test_long_files_are_not_read_whole_to_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    count = sources._count
+
+    def noting(path: Path) -> int:
+        counted.append(path.name)
+        return count(path)
+
+    monkeypatch.setattr(sources, "_count", noting)
+    write_video(tmp_path / "long.mkv", numbered(200))
+    write_video(tmp_path / "short.mkv", numbered(20))
+    assert [source.frames for source in find_sources(tmp_path)] == [200, 20]
+    assert counted == ["short.mkv"]
+
+
 def test_only_what_is_asked_for_is_read_of_long_videos(tmp_path: Path) -> None:
     clip = moving_clip(70, 96, seed=2)
     write_video(tmp_path / "a.mkv", clip)
