@@ -1,7 +1,9 @@
 """Small pictures and clips that the tests of this folder paint themselves."""
 
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -39,3 +41,33 @@ def fill_sources(folder: Path, side: int = 96) -> None:
     for number in range(2):
         Image.fromarray(picture(side, side + 32, number)).save(folder / "stills" / f"{number}.png")
     (folder / "clip.mkv").write_bytes(encode_lossless(moving_clip(12, side, seed=3)))
+
+
+def write_video(
+    path: Path,
+    clip: Clip,
+    encoder: str = "libx264",
+    options: dict[str, str] | None = None,
+    container: dict[str, str] | None = None,
+    times: list[int] | None = None,
+    pixel_format: str = "yuv420p",
+) -> None:
+    """An 8-bit clip at 24 frames a second, or at ``times`` in 24ths, every frame a keyframe unless ``options`` say."""
+    path.parent.mkdir(exist_ok=True)
+    height, width = clip.y.shape[1:]
+    with av.open(str(path), "w", options=container or {}) as output:
+        stream = output.add_stream(encoder, rate=24, options=options or {"qp": "0", "preset": "ultrafast", "g": "1"})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        for index in range(clip.frames):
+            planes = [clip.y[index], clip.c[0, index], clip.c[1, index]]
+            samples = np.concatenate([plane.ravel() for plane in planes]).reshape(height * 3 // 2, width)
+            frame = av.VideoFrame.from_ndarray(samples, "yuv420p").reformat(format=pixel_format)
+            frame.pts, frame.time_base = (times[index] if times else index), Fraction(1, 24)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def numbered(frames: int, side: int = 64) -> Clip:
+    """Frame n is as bright as n // 2 + 20 says."""
+    y = np.repeat((np.arange(frames) // 2 + 20).astype(np.uint8), side * side).reshape(frames, side, side)
+    return Clip(y, np.full((2, frames, side // 2, side // 2), 128, np.uint8))

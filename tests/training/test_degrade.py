@@ -50,6 +50,20 @@ def test_flat_constant_qp_is_that_qp_on_every_frame(codec: str, qp: float) -> No
     assert encoded.qps == (qp,) * 9
 
 
+@pytest.mark.parametrize("qp", [*range(0, 5), 101.5, *range(246, 256)])
+def test_an_av1_index_is_what_was_encoded(qp: float) -> None:
+    settings = EncodeSettings("av1", qp, preset="12", flat=True)
+    assert abs(settings.qp - qp) <= 1
+    assert encode(moving_clip(2), settings).qps == (settings.qp,) * 2
+
+
+@pytest.mark.parametrize("qp", [22.5, 23.5])
+def test_x265_has_no_half_qps(qp: float) -> None:
+    with pytest.raises(DiqpError, match=rf"qp is {qp}; x265 encodes at whole constant QPs only"):
+        EncodeSettings("hevc", qp)
+    assert EncodeSettings("hevc", qp, "crf").options()["x265-params"].startswith(f"crf={qp}:")
+
+
 def test_constant_qp_has_the_encoders_usual_offsets() -> None:
     """x265: I frames are 6 * log2(1.4) finer, B frames 6 * log2(1.3) coarser than P frames."""
     hevc = encode(moving_clip(), EncodeSettings("hevc", 37))

@@ -4,18 +4,21 @@ import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from material import fill_sources, moving_clip
+import torch
+from material import fill_sources, moving_clip, numbered, write_video
 
 from vsdiqp.cli import main
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP
 from vsdiqp.training.batches import Batches
 from vsdiqp.training.dataset import PoolDataset, Sample
-from vsdiqp.training.degrade import EncodeSettings
+from vsdiqp.training.degrade import Clip, EncodeSettings, encode_lossless
 from vsdiqp.training.pool import (
+    ABOUT,
     INDEX,
     PoolSettings,
     PoolWriter,
@@ -26,6 +29,9 @@ from vsdiqp.training.pool import (
     read_index,
 )
 from vsdiqp.training.settings import load_settings
+from vsdiqp.training.sources import Library, Source, UnreadableError, find_sources
+from vsdiqp.training.teacher import fit
+from vsdiqp.training.validation import restored_streams
 
 SMALL = PoolSettings(height=128, width=192, frames=5)
 ALONE = dataclasses.replace(load_settings("lite", {"pool": "none"}).network, neighbours=0, joint=True)
@@ -195,6 +201,34 @@ def test_most_triplets_have_all_their_neighbours(tmp_path: Path) -> None:
     assert 0.75 < np.isin(middles, range(2 + 3, 12 - 2)).mean() < 1, "some lie at the ends, as in a real video"
 
 
+def odd_pool(folder: Path, *clips: Clip) -> PoolDataset:
+    """An item of each clip, as older versions made them."""
+    with PoolWriter(folder).open() as writer:
+        for number, clip in enumerate(clips):
+            about = {"item": number, "seed": 0, "sources": ["x"], "matrix": 1, "cuts": []}
+            writer.add(describe(clip, 0, clip.frames, [EncodeSettings("hevc", 40)], about))
+    return PoolDataset(folder)
+
+
+def test_items_that_are_shorter_than_a_triplet_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = odd_pool(tmp_path / "some", moving_clip(2), moving_clip(4), moving_clip(1))
+    assert [entry["item"] for entry in data.entries] == [1]
+    assert "fewer than 3 frames" in caplog.text
+    rng = np.random.default_rng(0)
+    assert all(data.sample(rng).frames == 4 for _ in range(5))
+    fit(data, 3)
+    with pytest.raises(DiqpError, match="no items of 3 frames or more"):
+        odd_pool(tmp_path / "none", moving_clip(2))
+
+
+def test_validation_leaves_out_items_that_hold_no_tile(tmp_path: Path) -> None:
+    network = DiQP(ALONE)
+    side = ALONE.multiple
+    data = odd_pool(tmp_path / "some", moving_clip(4, side - 2), moving_clip(4, side + 2))
+    shapes = [seen.tile.shape[-2:] for seen in restored_streams(network, data, torch.device("cpu"), "fp32")]
+    assert shapes == [(side, side)]
+
+
 def test_errors_belong_to_the_frames_shown(tmp_path: Path) -> None:
     data = cut_pool(tmp_path)
     batches = Batches(data, DiQP(ALONE), 8, seed=0, refresh_every=100)
@@ -263,6 +297,132 @@ def test_validation_pools_keep_samples_untouched(tmp_path: Path) -> None:
         window = clip.y[:, top : top + 96, left : left + 96]
         first = item.degraded[0].position
         assert np.array_equal(item.source.y, window[first : first + 5])
+
+
+ONE = (EncodeSettings("hevc", 37),)
+
+
+def test_validation_pools_show_videos_from_all_their_length(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos" / "a.mkv", numbered(400))
+    assert generate_plain(tmp_path / "videos", tmp_path / "dev", 8, 0, SMALL, ONE) == 8
+    data = PoolDataset(tmp_path / "dev")
+    seen = [2 * (int(data.load_item(index).source.y[0, 0, 0]) - 20) for index in range(8)]
+    assert len(set(seen)) >= 6 and max(seen) > 250
+    for shown, entry in zip(seen, data.entries, strict=True):
+        assert 0 <= shown - entry["start"] <= 64
+
+
+def test_videos_that_can_not_validate_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, clip in (
+        ("one", moving_clip(1)),
+        ("two", moving_clip(2)),
+        ("small", moving_clip(5, 60)),
+        ("good", moving_clip(3)),
+    ):
+        (videos / f"{name}.mkv").write_bytes(encode_lossless(clip))
+    write_video(videos / "rgb.mkv", moving_clip(5), "ffv1", {}, pixel_format="yuv444p")
+    assert generate_plain(videos, tmp_path / "dev", 2, 0, SMALL, ONE) == 2
+    assert {entry["sources"][0] for entry in read_index(tmp_path / "dev")} == {"good.mkv"}
+    for name, why in (("one", "1 frames"), ("two", "2 frames"), ("small", "60x60"), ("rgb", "yuv444p")):
+        assert any(f"{name}.mkv" in r.getMessage() and why in r.getMessage() for r in caplog.records)
+    (videos / "good.mkv").unlink()
+    with pytest.raises(DiqpError, match="no videos that a validation pool can be made from"):
+        generate_plain(videos, tmp_path / "other", 2, 0, SMALL, ONE)
+
+
+def test_a_validation_pool_of_stills_is_an_error(
+    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pool", "--plain", str(sources / "stills"), str(tmp_path / "dev")]) == 1
+    assert "holds no videos" in capsys.readouterr().err
+
+
+def test_a_validation_pool_goes_on_behind_a_video_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        write_video(tmp_path / "videos" / f"{name}.mkv", moving_clip(5))
+    planes = Library.planes
+
+    def failing(library: Library, source: Source, *rest: Any) -> Clip:
+        if source.name == "b.mkv":
+            raise UnreadableError("b.mkv can't be read")
+        return planes(library, source, *rest)
+
+    monkeypatch.setattr(Library, "planes", failing)
+    assert generate_plain(tmp_path / "videos", tmp_path / "dev", 1, 0, SMALL, ONE) == 2
+    assert [entry["item"] for entry in read_index(tmp_path / "dev")] == [0, 2]
+    assert generate_plain(tmp_path / "videos", tmp_path / "dev", 1, 0, SMALL, ONE) == 0
+
+
+def test_a_validation_pool_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    videos, dev = tmp_path / "videos", tmp_path / "dev"
+    fill_sources(videos)
+    generate_plain(videos, dev, 1, 0, SMALL, ONE)
+    for other, text in (
+        ({"encodes": (EncodeSettings("hevc", 22),)}, "encodes was hevc=37, is hevc=22"),
+        ({"crops": 2}, "crops was 1, is 2"),
+        ({"seed": 1}, "seed was 0, is 1"),
+    ):
+        given = {"crops": 1, "seed": 0, "settings": SMALL, "encodes": ONE, **other}
+        with pytest.raises(DiqpError, match=f"{text}.*another folder$"):
+            generate_plain(videos, dev, **given)  # type: ignore[arg-type]
+    (videos / "another.mkv").write_bytes(encode_lossless(moving_clip(5)))
+    with pytest.raises(DiqpError, match=r"new among the sources: another\.mkv"):
+        generate_plain(videos, dev, 1, 0, SMALL, ONE)
+    with pytest.raises(DiqpError, match="is a validation pool"):
+        generate(videos, dev, 5, settings=SMALL, changed=True)
+    (dev / ABOUT).unlink()
+    with pytest.raises(DiqpError, match="is a validation pool"):
+        generate(videos, dev, 5, settings=SMALL)
+    assert len(read_index(dev)) == 1
+
+
+def test_a_training_pool_goes_on_as_it_was_begun_or_is_told_to_change(tmp_path: Path) -> None:
+    folder, pool = tmp_path / "sources", tmp_path / "pool"
+    fill_sources(folder)
+    generate(folder, pool, 1, settings=SMALL)
+    assert json.loads((pool / ABOUT).read_text())["sources"]["clip.mkv"] == "96x96"
+    (folder / "stills" / "1.png").unlink()
+    other = dataclasses.replace(SMALL, drawn=0.5)
+    with pytest.raises(DiqpError, match=r"drawn was 0\.06, is 0\.5; gone from the sources: stills/1\.png.*--changed"):
+        generate(folder, pool, 2, settings=other)
+    with pytest.raises(DiqpError, match="is a training pool"):
+        generate_plain(folder, pool, 1, 0, SMALL, ONE)
+    assert generate(folder, pool, 2, settings=other, changed=True) == 1
+    assert generate(folder, pool, 3, settings=other) == 1, "it goes on as it was changed"
+
+
+def test_sources_are_looked_into_once(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+
+    def noting(folder: Path) -> list[Source]:
+        looked.append(folder)
+        return find_sources(folder)
+
+    monkeypatch.setattr("vsdiqp.training.pool.find_sources", noting)
+    generate(sources, tmp_path, 1, settings=SMALL)
+    assert looked == [sources]
+
+
+def test_a_validation_pool_can_not_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pool", "--plain", "--changed", str(tmp_path), str(tmp_path / "dev")]) == 1
+    assert "--changed is for training pools" in capsys.readouterr().err
+
+
+def test_older_pools_go_on(sources: Path, tmp_path: Path) -> None:
+    generate(sources, tmp_path, 1, seed=5, settings=SMALL)
+    (tmp_path / ABOUT).unlink()
+    assert generate(sources, tmp_path, 2, seed=6, settings=SMALL) == 1
+    assert not (tmp_path / ABOUT).exists(), "nobody knows what it was made from"
+
+
+def test_a_damaged_description_is_an_error(sources: Path, tmp_path: Path) -> None:
+    generate(sources, tmp_path, 1, seed=5, settings=SMALL)
+    for text in ("{", "[]", "{}"):
+        (tmp_path / ABOUT).write_text(text)
+        with pytest.raises(DiqpError, match=r"pool\.json is damaged"):
+            generate(sources, tmp_path, 2, seed=5, settings=SMALL)
 
 
 def test_errors_say_what_to_do(tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[str]) -> None:

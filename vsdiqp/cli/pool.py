@@ -13,7 +13,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "pool",
         help="make a training pool from stills and videos",
         description="Make a pool of short pristine clips with their HEVC and AV1 encodes, for vsdiqp train. "
-        "A pool with fewer items than asked for is continued.",
+        "A pool with fewer items than asked for is continued, by the same sources and settings.",
     )
     parser.add_argument("sources", type=Path, metavar="SOURCES", help="folder of stills and videos")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the pool")
@@ -46,14 +46,22 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="CODEC=QP,QP,...",
         help="QPs with --plain, such as hevc=12,17,22 (27,32,37,42 and av1=102,153,204,255)",
     )
+    parser.add_argument(
+        "--changed",
+        action="store_true",
+        help="continue a training pool although sources or settings have changed since: items to come are made by them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the pool, showing progress on stderr."""
     from vsdiqp.cli.evaluate import parse_qps
+    from vsdiqp.errors import DiqpError
     from vsdiqp.progress import ProgressLine
     from vsdiqp.training.pool import PLAIN_QPS, PoolSettings, generate, generate_plain, plain_encodes
 
+    if args.plain and args.changed:
+        raise DiqpError("--changed is for training pools; give a validation pool of other videos another folder")
     settings = PoolSettings(frames=args.frames, drawn=args.drawn)
     with ProgressLine() as line:
         progress = partial(line, text="items")
@@ -61,5 +69,5 @@ def run(args: argparse.Namespace) -> int:
             encodes = plain_encodes(parse_qps(",".join(PLAIN_QPS), args.qps or [], PLAIN_QPS))
             generate_plain(args.sources, args.out, args.crops, args.seed, settings, encodes, progress)
         else:
-            generate(args.sources, args.out, args.items, args.seed, args.processes, settings, progress)
+            generate(args.sources, args.out, args.items, args.seed, args.processes, settings, progress, args.changed)
     return 0

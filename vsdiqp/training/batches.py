@@ -18,13 +18,16 @@ from vsdiqp.allocation import keep_freed_memory
 from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP
 from vsdiqp.network.config import DiQPConfig
-from vsdiqp.network.lost import DAMAGE, DAMAGE_QPS
+from vsdiqp.network.lost import CLIP_FRAMES, DAMAGE, DAMAGE_QPS
 from vsdiqp.training.dataset import DecodedItem, PoolDataset, Sample
 from vsdiqp.training.processes import ProcessDiedError, in_processes
 
 LUMA_WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 """Kr and Kb by H.273 matrix."""
 
+
+TABLE_WINDOW = (7680, 4320)
+"""Width and height of the frames that the paper's location tables were learnt on."""
 
 Teach = Callable[[Tensor, float, str], Tensor]
 """Luma 3, h, w of three frames, QP, codec -> what to add to the middle one, h, w."""
@@ -314,11 +317,17 @@ def collate(samples: list[Sample], error: Tensor, network: DiQP, rng: np.random.
     for s in samples:
         whole_h, whole_w = s.y_whole.shape[-2:]
         top, left, frames, middle = s.top, s.left, s.frames, s.middle
+        # A crop of a 256 pixel clip says nothing of where content lies in a real frame: the place is drawn, so that the
+        # network learns what there is to learn of it, and nothing that differs on large frames.
         if config.location == "continuous":
-            # A crop of a 256 pixel clip says nothing of where content lies in a real frame: the place is drawn, so
-            # that the network learns what there is to learn of it, and nothing that differs on large frames.
             whole_h, whole_w = 4096, 4096
             top, left = int(rng.integers(4096)), int(rng.integers(4096))
+        else:
+            # Tables have a row for every place, and for the frames of a clip too: those that no sample asks for stay
+            # as they are.
+            whole_w, whole_h = (max(min(TABLE_WINDOW[i], config.table_rows[2 + i]), (width, height)[i]) for i in (0, 1))
+            left, top = int(rng.integers(whole_w - width + 1)), int(rng.integers(whole_h - height + 1))
+            frames, middle = CLIP_FRAMES, int(rng.integers(1, CLIP_FRAMES - 1))
         location, decay = network.locate(s.qp, s.codec, middle, frames, left, top, whole_w, whole_h, height, width)
         locations.append(location)
         decays.append(decay)

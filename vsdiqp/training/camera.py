@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from vsdiqp.training.degrade import Clip
-from vsdiqp.training.sources import Library, Source
+from vsdiqp.training.sources import FEWEST, LONGEST_RUN, Library, Source, UnreadableError, Window, warn_once
 
 Floats = NDArray[np.float32]
 
@@ -20,6 +20,7 @@ MATRICES = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}
 """H.273 matrix number to (Kr, Kb): BT.709 and BT.601."""
 
 _LITTLE_DETAIL = 3.0  # 8-bit steps between neighbours, both directions together
+_TRIES = 20  # scenes that may fail for what can't be read, until it is taken that nothing can
 _OVERSAMPLING = 2  # textures are warped at twice the output's resolution, where bicubic is nearly exact
 
 
@@ -58,26 +59,40 @@ def render(
 def _scene(
     sources: list[Source], library: Library, size: tuple[int, int], frames: int, rng: np.random.Generator
 ) -> Shot:
+    """A scene of what can be read: another is drawn where a source can't. Raises DiqpError where that goes on."""
+    for _ in range(_TRIES):
+        try:
+            return _take(sources, library, size, frames, rng)
+        except UnreadableError as error:
+            warn_once(f"{error}; another source is taken instead")
+            failed = error
+    raise failed
+
+
+def _take(
+    sources: list[Source], library: Library, size: tuple[int, int], frames: int, rng: np.random.Generator
+) -> Shot:
     weights = np.array([source.weight for source in sources])
     source = sources[int(rng.choice(len(sources), p=weights / weights.sum()))]
-    start = int(rng.integers(max(source.frames - 64, 0) + 1))
-    pictures = library.rgb(source, start)
+    start = source.draw_start(rng)
     names = [source.name]
-    if pictures.shape[0] >= 3 and rng.random() < 0.7:
-        rgb = _play(pictures, size, frames, rng)
+    if source.frames >= FEWEST and rng.random() < 0.7:
+        rgb = _play(source, library, start, size, frames, rng)
     else:
-        picture = pictures[int(rng.integers(pictures.shape[0]))]
-        rgb = _move(picture, size, frames, rng)
+        rgb = _move(_picture(source, library, start, rng), size, frames, rng)
         if rng.random() < 0.25:
             front = sources[int(rng.choice(len(sources), p=weights / weights.sum()))]
-            others = library.rgb(front)
-            layer = _move(others[int(rng.integers(others.shape[0]))], size, frames, rng)
+            layer = _move(_picture(front, library, front.draw_start(rng), rng), size, frames, rng)
             rgb = _composite(rgb, layer, rng)
             names.append(front.name)
     rgb = _look(_orient(rgb, rng), rng)
     if rng.random() < 0.06:
         rgb = _title(rgb, rng)
     return Shot(rgb, [], names)
+
+
+def _picture(source: Source, library: Library, start: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    return library.picture(source, start, int(rng.integers(min(source.frames, LONGEST_RUN))))
 
 
 def _detail(rgb: torch.Tensor) -> float:
@@ -89,18 +104,37 @@ def _detail(rgb: torch.Tensor) -> float:
 # ---------------------------------------------------------------- motion
 
 
-def _play(pictures: NDArray[np.uint8], size: tuple[int, int], frames: int, rng: np.random.Generator) -> torch.Tensor:
-    """A moving clip as it is, at its own or a smaller scale."""
-    count, height, width = pictures.shape[:3]
+def _play(
+    source: Source, library: Library, start: int, size: tuple[int, int], frames: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """A moving clip as it is, at its own or a smaller scale. Only what is shown of large pictures is read."""
+    scale = _scale(source.height, source.width, size, rng, native=0.4)
+    box = _box(source.height, source.width, size, scale, rng, whole=scale == 1)
+    window = _window(box, size, source.height, source.width)
+    pictures = library.rgb(source, start, window)
+    count = pictures.shape[0]
     step = 2 if count >= 2 * frames and rng.random() < 0.15 else 1
     length = min(frames, (count - 1) // step + 1)
     first = int(rng.integers(count - (length - 1) * step))
     order = first + step * np.arange(length)
     if rng.random() < 0.5:
         order = order[::-1]
-    scale = _scale(height, width, size, rng, native=0.4)
-    box = _box(height, width, size, scale, rng, whole=scale == 1)
-    return torch.stack([_resample(pictures[index], box, size) for index in order])
+    left, top, right, bottom = box
+    inside = (left - window[1], top - window[0], right - window[1], bottom - window[0])
+    return torch.stack([_resample(pictures[index], inside, size) for index in order])
+
+
+def _window(box: tuple[float, float, float, float], size: tuple[int, int], height: int, width: int) -> Window:
+    """The part of a picture of ``height`` and ``width`` that a box at ``size`` is resampled from."""
+    left, top, right, bottom = box
+    margin = _margin(box, size)
+    y0, x0 = max(int(top) - margin, 0), max(int(left) - margin, 0)
+    return y0, x0, min(int(bottom) + margin + 1, height) - y0, min(int(right) + margin + 1, width) - x0
+
+
+def _margin(box: tuple[float, float, float, float], size: tuple[int, int]) -> int:
+    """Pixels around a box that the filter reaches."""
+    return 4 * int(np.ceil((box[3] - box[1]) / size[0]))
 
 
 def _move(picture: NDArray[np.uint8], size: tuple[int, int], frames: int, rng: np.random.Generator) -> torch.Tensor:
@@ -289,7 +323,7 @@ def _resample(
     else:
         from PIL import Image
 
-        margin = 4 * int(np.ceil((bottom - top) / size[0]))
+        margin = _margin(box, size)
         x0, y0 = max(int(left) - margin, 0), max(int(top) - margin, 0)
         x1, y1 = int(right) + margin + 1, int(bottom) + margin + 1
         image = Image.fromarray(np.ascontiguousarray(picture[y0:y1, x0:x1]))

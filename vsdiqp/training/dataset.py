@@ -14,6 +14,7 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.training.degrade import Clip, Samples, decode, header_qps
 from vsdiqp.training.motion import Motion, motion_bytes
 from vsdiqp.training.pool import INDEX, read_index_from, read_stream
+from vsdiqp.training.sources import FEWEST, warn_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ class PoolDataset:
     - ``first_pass``: restores the frames that neighbours are taken from and found by, and that are seen beside
       themselves (`vsdiqp.training.first_pass`).
 
+    Items of fewer than 3 frames, which older pools may have, are left out with a warning.
     Items made after this object was: ``refresh()``. Raises DiqpError for a folder without a pool.
     """
 
@@ -161,7 +163,10 @@ class PoolDataset:
         self._lock = threading.Lock()
         self._offset = 0
         if self.refresh() == 0:
-            raise DiqpError(f"{self.folder / INDEX} has no items; make a pool with: vsdiqp pool SOURCES {self.folder}")
+            raise DiqpError(
+                f"{self.folder / INDEX} has no items of {FEWEST} frames or more; make a pool with: vsdiqp pool SOURCES "
+                f"{self.folder}"
+            )
 
     def __len__(self) -> int:
         """Items known."""
@@ -180,8 +185,13 @@ class PoolDataset:
     def refresh(self) -> int:
         """Take up items that were written since; returns how many."""
         entries, self._offset = read_index_from(self.folder, self._offset)
-        self._entries += entries
-        return len(entries)
+        usable = [entry for entry in entries if entry["frames"] >= FEWEST]
+        if len(usable) < len(entries):
+            warn_once(
+                f"{self.folder} has items of fewer than {FEWEST} frames, the length of a triplet; they are left out"
+            )
+        self._entries += usable
+        return len(usable)
 
     def load_item(self, index: int) -> DecodedItem:
         """The item, from memory or decoded now (about 10 ms). May be called from several threads."""

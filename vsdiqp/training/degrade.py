@@ -50,6 +50,8 @@ HEVC_TUNES: dict[str, str] = {
 }
 AV1_TUNES: dict[str, str] = {"default": "", "visual": "tune=0", "no_cdef": "enable-cdef=0"}
 
+_SVT_COARSEST = {249.0: 62.0, 250.0: 62.25, 251.0: 62.5, 252.0: 62.75, 255.0: 63.0}
+"""SVT-AV1's quantisers of indices that are not four times theirs; 248, 253 and 254 have none."""
 _RATE = 24
 _LAMBDA_PER_QP = 118  # libavutil's FF_QP2LAMBDA, the unit of the encoder's quality side data
 
@@ -98,8 +100,9 @@ class EncodeSettings:
       variance boost).
 
     ``qp`` is in the codec's own scale (HEVC 0..51, AV1 base_q_idx 0..255); for ``crf`` and ``aq`` it's the rate
-    factor on that same scale. ``preset`` is x265's name, or SVT-AV1's number as text. ``gop`` is a key of
-    ``HEVC_GOPS`` or ``AV1_GOPS``, ``tune`` one of ``HEVC_TUNES`` or ``AV1_TUNES``.
+    factor on that same scale. HEVC's constant QPs are whole numbers; of AV1's indices it becomes the nearest one that
+    SVT-AV1 can be asked for: all whole ones but 248, 253 and 254. ``preset`` is x265's name, or SVT-AV1's number as
+    text. ``gop`` is a key of ``HEVC_GOPS`` or ``AV1_GOPS``, ``tune`` one of ``HEVC_TUNES`` or ``AV1_TUNES``.
     """
 
     codec: str
@@ -120,6 +123,10 @@ class EncodeSettings:
         if self.mode not in ("cqp", "crf", "aq"):
             raise DiqpError(f"mode is {self.mode!r}; give cqp, crf or aq")
         hevc = self.codec == "hevc"
+        if hevc and self.mode == "cqp" and self.qp % 1:
+            raise DiqpError(f"qp is {self.qp:g}; x265 encodes at whole constant QPs only: give one")
+        if not hevc:
+            object.__setattr__(self, "qp", _svt_index(self.qp))
         gops, tunes = (HEVC_GOPS, HEVC_TUNES) if hevc else (AV1_GOPS, AV1_TUNES)
         if self.gop not in gops:
             raise DiqpError(f"gop is {self.gop!r}; for {self.codec} give one of {', '.join(gops)}")
@@ -141,7 +148,7 @@ class EncodeSettings:
 
 def _x265_options(settings: EncodeSettings) -> dict[str, str]:
     if settings.mode == "cqp":
-        quantiser = f"qp={round(settings.qp)}"
+        quantiser = f"qp={settings.qp:g}"
         if settings.flat:
             quantiser += ":ipratio=1:pbratio=1"
     else:
@@ -152,11 +159,14 @@ def _x265_options(settings: EncodeSettings) -> dict[str, str]:
     return {"preset": settings.preset or "medium", "x265-params": ":".join(p for p in params if p)}
 
 
+def _svt_index(qp: float) -> float:
+    """The base_q_idx nearest to ``qp`` that SVT-AV1 has a quantiser for: up to 247 four times its number."""
+    return min((float(round(min(qp, 247.0))), *_SVT_COARSEST), key=lambda index: abs(index - qp))
+
+
 def _svt_options(settings: EncodeSettings) -> dict[str, str]:
-    # SVT-AV1 takes quarters of its 0..63 scale, and 4 * crf is then the base_q_idx. With aq-mode 0 its "crf" is a
-    # constant QP.
-    factor = min(max(settings.qp, 4.0) / 4.0, 63.0) if settings.qp < 249 else 63.0
-    params = ["rc=0", f"crf={round(factor * 4) / 4:g}", "lp=1"]
+    # SVT-AV1 takes quarters of its 0..63 scale. With aq-mode 0 its "crf" is a constant QP.
+    params = ["rc=0", f"crf={_SVT_COARSEST.get(settings.qp, settings.qp / 4):g}", "lp=1"]
     if settings.mode == "cqp":
         params.append("aq-mode=0")
         if settings.flat:

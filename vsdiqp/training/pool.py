@@ -2,12 +2,14 @@
 
 Layout: ``index.jsonl`` has one line an item; the streams lie in ``streams-NNNN.bin``, each at the offset and length
 that the line gives. Streams are written before their line, so a reader never meets a half-written item and a kill
-costs at most the item in work. Item k of seed s is the same wherever it is made.
+costs at most the item in work. ``pool.json`` says what decides the items: a pool goes on only with the same. Item k of
+seed s is the same wherever it is made.
 """
 
 import contextlib
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,9 +30,14 @@ from vsdiqp.training.degrade import (
     encode_lossless,
 )
 from vsdiqp.training.processes import ProcessDiedError, in_processes
-from vsdiqp.training.sources import Library, Source, find_sources
+from vsdiqp.training.sources import FEWEST, Library, Source, UnreadableError, Window, find_sources, warn_once
+
+_log = logging.getLogger("vsdiqp")
 
 INDEX = "index.jsonl"
+ABOUT = "pool.json"
+SMALLEST = 64
+"""Shortest side of a video that validates."""
 _STREAM_FILE_BYTES = 256 << 20
 
 
@@ -58,8 +65,8 @@ class PoolSettings:
             raise DiqpError(f"items are {self.width}x{self.height}; both sides must be multiples of 64, from 128 on")
         if not 0 <= self.drawn <= 1:
             raise DiqpError(f"the share of drawn items is {self.drawn}; it must be 0 to 1")
-        if self.frames < 3:
-            raise DiqpError(f"items have {self.frames} frames; a triplet needs 3 or more")
+        if self.frames < FEWEST:
+            raise DiqpError(f"items have {self.frames} frames; a triplet needs {FEWEST} or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +192,21 @@ class PoolWriter:
             self._drop_torn_line()
             yield self
 
-    def count(self) -> int:
-        """Items in the index."""
-        return len(read_index(self._folder))
+    def begin(self, about: dict[str, Any], changed: bool = False) -> list[dict[str, Any]]:
+        """Index entries of a pool that is to go on as ``about`` says; a pool without items is begun as that.
+
+        ``changed``: of a training pool, all but its kind may be other than before. Raises DiqpError for what differs.
+        """
+        entries = read_index(self._folder)
+        about = json.loads(json.dumps(about))  # as it's read: lists, not tuples
+        before = _read_about(self._folder, entries) if entries else None
+        if before is not None:
+            _check_same(self._folder, before, about, changed)
+        if not entries or (changed and before != about):
+            partial = self._folder / f"{ABOUT}.partial"
+            partial.write_text(json.dumps(about, indent=1) + "\n")
+            partial.replace(self._folder / ABOUT)
+        return entries
 
     def add(self, item: Item) -> None:
         """Append one item: its streams, then its line."""
@@ -226,6 +245,59 @@ class PoolWriter:
         if whole < len(data):
             with open(path, "r+b") as file:
                 file.truncate(whole)
+
+
+def _describe_pool(kind: str, seed: int, sources: Sequence[Source], **more: Any) -> dict[str, Any]:
+    """What decides the items of a pool, as ``pool.json`` has it."""
+    sizes = {source.name: f"{source.width}x{source.height}" for source in sources}
+    return {"kind": kind, "seed": seed, **more, "sources": sizes}
+
+
+def _read_about(folder: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``pool.json`` says. Of older pools, which have none, the kind alone is known."""
+    path = folder / ABOUT
+    if not path.exists():
+        return {"kind": "validation" if "crop" in entries[0] else "training"}
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        about["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DiqpError(
+            f"{path} is damaged ({error}); give another folder, or delete the file if you know it"
+        ) from error
+    return about
+
+
+def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any], changed: bool) -> None:
+    if before["kind"] != now["kind"]:
+        raise DiqpError(
+            f"{folder} is a {before['kind']} pool; {now['kind']} items must not be mixed into it: give another folder"
+        )
+    if changed and now["kind"] == "training":
+        return
+    # What an older or newer version doesn't know is no difference.
+    names = [name for name in now if name in before and name != "sources" and before[name] != now[name]]
+    differs = [f"{name} was {_shown(before[name])}, is {_shown(now[name])}" for name in names]
+    old, new = before.get("sources", now["sources"]), now["sources"]
+    for text, files in (
+        ("new among the sources", new.keys() - old.keys()),
+        ("gone from the sources", old.keys() - new.keys()),
+        ("of another size", {name for name in new.keys() & old.keys() if new[name] != old[name]}),
+    ):
+        if files:
+            differs.append(f"{text}: {', '.join(sorted(files)[:3])}{' and others' if len(files) > 3 else ''}")
+    if differs:
+        way = ", or --changed to make the items to come by what is given now" if now["kind"] == "training" else ""
+        raise DiqpError(
+            f"{folder} was begun differently ({'; '.join(differs)}); give what was given, another folder{way}"
+        )
+
+
+def _shown(value: Any) -> str:
+    """A value of ``pool.json`` as an error shows it: of encodes the codecs and QPs."""
+    if isinstance(value, list):
+        return " ".join(f"{v['codec']}={v['qp']:g}" if isinstance(v, dict) else str(v) for v in value)
+    return str(value)
 
 
 def _stream_name(number: int) -> str:
@@ -271,17 +343,21 @@ def generate(
     processes: int = 1,
     settings: PoolSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
+    changed: bool = False,
 ) -> int:
     """Fill pool ``out`` from the material in ``folder`` up to ``count`` items; returns how many were added.
 
-    A pool that has some items already goes on behind them. ``progress`` is called with items there and items wanted.
+    A pool that has some items already goes on behind them. It must have been begun with the same material, seed and
+    settings, unless ``changed`` says that it may go on with others. ``progress`` is called with items there and items
+    wanted.
     """
-    find_sources(folder)  # fail before any process starts
+    settings = settings or PoolSettings()
+    sources = find_sources(folder)
     writer = PoolWriter(out)
     with writer.open():
-        have = writer.count()
+        have = len(writer.begin(_describe_pool("training", seed, sources, **asdict(settings)), changed))
         added = 0
-        for item in _items(range(have, count), folder, seed, processes, settings or PoolSettings()):
+        for item in _items(range(have, count), _Maker(sources, seed, settings), processes):
             writer.add(item)
             added += 1
             if progress is not None:
@@ -289,8 +365,7 @@ def generate(
     return added
 
 
-def _items(indices: range, folder: Path, seed: int, processes: int, settings: PoolSettings) -> Iterator[Item]:
-    begin = _Maker(folder, seed, settings)
+def _items(indices: range, begin: "_Maker", processes: int) -> Iterator[Item]:
     if processes <= 1:
         make = begin(0)
         yield from (item for _, item in map(make, indices))
@@ -334,45 +409,89 @@ def generate_plain(
     """A validation pool: ``crops`` places in each video of ``folder``, untouched samples, each of ``encodes`` on all.
 
     Without ``encodes`` they are those of PLAIN_QPS.
-    The whole video's length (64 frames at most) is encoded and the frames that are kept lie anywhere in it. A pool
-    with some of these items already goes on behind them; returns how many were added.
+    Of a long video 64 frames from anywhere in it are encoded, else all, and the frames that are kept lie anywhere in
+    these. Videos that can't validate are left out with a warning: fewer than 3 frames, a side below 64, other than
+    4:2:0. A pool with some of these items already goes on behind them; returns how many were added. Raises DiqpError
+    when there is nothing to make them from, and for a pool that was begun differently.
     """
     settings, encodes = settings or PoolSettings(), encodes or plain_encodes(PLAIN_QPS)
-    videos = [source for source in find_sources(folder) if not source.still]
-    places = [(video, crop) for video in videos for crop in range(crops)]
+    videos = [source for source in find_sources(folder) if not source.still and _validates(source)]
+    if not videos:
+        raise DiqpError(
+            f"{folder} holds no videos that a validation pool can be made from; give 4:2:0 ones of {FEWEST} frames and "
+            f"{SMALLEST}x{SMALLEST} or more"
+        )
+    shape = {"height": settings.height, "width": settings.width, "frames": settings.frames}
+    known = [asdict(encode) for encode in encodes]
+    about = _describe_pool("validation", seed, videos, **shape, crops=crops, encodes=known)
+    places = [video for video in videos for _ in range(crops)]
     library = Library()
     writer = PoolWriter(out)
     with writer.open():
-        have = writer.count()
-        for index in range(have, len(places)):
-            video, _ = places[index]
-            rng = np.random.default_rng([seed, index])
-            clip = library.planes(video)
-            top, left, clip = _random_crop(clip, settings, rng)
-            kept = min(settings.frames, clip.frames)
-            first = int(rng.integers(clip.frames - kept + 1))
-            about = {"item": index, "seed": seed, "sources": [video.name], "matrix": video.matrix, "cuts": []}
-            writer.add(describe(clip, first, kept, list(encodes), {**about, "crop": [top, left]}))
+        entries = writer.begin(about)
+        # Not their number: places that can't be read have none.
+        begin = int(entries[-1]["item"]) + 1 if entries else 0
+        added = 0
+        for index in range(begin, len(places)):
+            try:
+                writer.add(_plain_item(index, seed, places[index], library, settings, encodes))
+                added += 1
+            except UnreadableError as error:
+                warn_once(f"{error}; it is left out")
             if progress is not None:
                 progress(index + 1, len(places))
-    return len(places) - have
+    if not entries and not added:
+        raise DiqpError(f"none of the videos in {folder} can be read; see the warnings, and convert them")
+    return added
 
 
-def _random_crop(clip: Clip, settings: PoolSettings, rng: np.random.Generator) -> tuple[int, int, Clip]:
-    """Top, left and content of a crop at an even place; smaller than asked where the clip is."""
-    tall, wide = clip.y.shape[1:]
+def _validates(video: Source) -> bool:
+    """Whether a validation pool can be made from a video; if not, a warning says why."""
+    why = ""
+    if video.frames < FEWEST:
+        why = f"it has {video.frames} frames, and a triplet needs {FEWEST}"
+    elif min(video.width, video.height) < SMALLEST:
+        why = f"it is {video.width}x{video.height}, and {SMALLEST}x{SMALLEST} are needed"
+    elif not video.planar:
+        why = f"it is {video.pixel_format}, and samples can be used as they are only in 4:2:0 of 8 or 10 bits"
+    if why:
+        _log.warning("%s is left out: %s", video.path, why)
+    return not why
+
+
+def _plain_item(
+    index: int,
+    seed: int,
+    video: Source,
+    library: Library,
+    settings: PoolSettings,
+    encodes: tuple[EncodeSettings, ...],
+) -> Item:
+    rng = np.random.default_rng([seed, index])
+    start = video.draw_start(rng)
+    window = _draw_window(video, settings, rng)
+    clip = library.planes(video, start, window)
+    kept = min(settings.frames, clip.frames)
+    first = int(rng.integers(clip.frames - kept + 1))
+    about = {"item": index, "seed": seed, "sources": [video.name], "matrix": video.matrix, "cuts": []}
+    place = {"start": start, "crop": [window[0], window[1]]}
+    return describe(clip, first, kept, list(encodes), {**about, **place})
+
+
+def _draw_window(video: Source, settings: PoolSettings, rng: np.random.Generator) -> Window:
+    """A crop at an even place; smaller than asked where the video is."""
+    tall, wide = video.height // 2 * 2, video.width // 2 * 2
     height, width = min(settings.height, tall), min(settings.width, wide)
     top, left = 2 * int(rng.integers((tall - height) // 2 + 1)), 2 * int(rng.integers((wide - width) // 2 + 1))
-    y = clip.y[:, top : top + height, left : left + width]
-    c = clip.c[:, :, top // 2 : (top + height) // 2, left // 2 : (left + width) // 2]
-    return top, left, Clip(y, c, clip.bits)
+    return top, left, height, width
 
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """What makes items, in a process of its own or in this one."""
+    """What makes items, in a process of its own or in this one. It takes along what was found: looking into all
+    sources again takes long."""
 
-    folder: Path
+    sources: list[Source]
     seed: int
     settings: PoolSettings
 
@@ -380,5 +499,5 @@ class _Maker:
         import torch
 
         torch.set_num_threads(1)
-        sources, library = find_sources(self.folder), Library()
-        return lambda index: (index, make_item(index, self.seed, sources, library, self.settings))
+        library = Library()
+        return lambda index: (index, make_item(index, self.seed, self.sources, library, self.settings))

@@ -25,7 +25,8 @@ Picture = NDArray[np.uint8]
 VISIBLE_WINDOW = (4096, 7680)
 """Height and width of the part of an 8192x4320 frame that the paper's program shows the network."""
 
-_FOLDER = re.compile(r"QP-(\d+)", re.IGNORECASE)
+ENCODED_FOLDER = re.compile(r"QP-(\d+)", re.IGNORECASE)
+"""Name of a folder of encoded frames."""
 _FRAME = re.compile(r"(\d+)(_8K)?\.png", re.IGNORECASE)
 
 
@@ -77,12 +78,12 @@ def find_sequences(folder: Path) -> list[Sequence8K]:
     if not folder.is_dir():
         raise DiqpError(f"{folder} is not a folder; give one with Raw and Encoded frames")
     found = []
-    for encoded in sorted(path for path in folder.rglob("*") if path.is_dir() and _FOLDER.fullmatch(path.name)):
+    for encoded in sorted(path for path in folder.rglob("*") if path.is_dir() and ENCODED_FOLDER.fullmatch(path.name)):
         frames = _numbered(encoded, suffix=False)
         if not frames:
             continue
         raw = _raw_frames(encoded, folder)
-        match = _FOLDER.fullmatch(encoded.name)
+        match = ENCODED_FOLDER.fullmatch(encoded.name)
         assert match is not None
         if len(raw) != len(frames):
             raise DiqpError(

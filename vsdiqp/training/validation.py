@@ -54,7 +54,10 @@ def restored_streams(
     items: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Restored]:
-    """Restore a triplet of every stream of ``items`` items, evenly spread (0: all). Unharmed ones are left out."""
+    """Restore a triplet of every stream of ``items`` items, evenly spread (0: all).
+
+    Unharmed ones are left out, and items that are smaller than the network's smallest tile.
+    """
     rng = np.random.default_rng(0)
     network = deepcopy(network).to(device).eval()
     used = min(len(dataset), items or len(dataset))
@@ -63,7 +66,7 @@ def restored_streams(
         frames, height, width = item.source.y.shape
         side = network.config.multiple
         size = (height - height % side, width - width % side)
-        for stream in item.degraded:
+        for stream in item.degraded if min(size) else ():
             # Groups as the filter forms them: 3k, 3k+1, 3k+2, here frames 3 to 5 where there are so many.
             sample = dataset.sample_at(item, stream, min(4, frames - 2), (0, 0), size, nominal=True)
             error = squared_errors((sample.y, sample.c), (sample.y_true, sample.c_true), sample.bits)
