@@ -187,15 +187,17 @@ def test_vmaf_falls_with_quality(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("codec", "qp", "message"),
-    [("hevc", 22.5, "not 22.5; give 22 or 23"), ("hevc", 52, "HEVC's QP is 0 to 51")]
-    + [("av1", qp, f"4 to 247, whole numbers, and 255, not {qp:g}") for qp in (0, 3, 100.5, 248, 249, 254)],
+    [("hevc", 22.5, "qp is 22.5; x265 encodes at whole constant QPs only"), ("hevc", 52, "HEVC's QP is 0 to 51")]
+    + [("av1", qp, f"asked for base_q_idx {qp:g}; give {near}") for qp, near in ((100.5, 100), (248, 247), (254, 255))],
 )
 def test_qps_that_would_be_encoded_as_others_are_refused(codec: str, qp: float, message: str, tmp_path: Path) -> None:
     with pytest.raises(DiqpError, match=message):
         evaluate([tmp_path / "none.mkv"], {codec: [qp]}, [Input()], tmp_path)
 
 
-@pytest.mark.parametrize(("codec", "qp"), [("hevc", 0), ("hevc", 23), ("av1", 4), ("av1", 247), ("av1", 255)])
+@pytest.mark.parametrize(
+    ("codec", "qp"), [("hevc", 0), ("hevc", 23), ("av1", 0), ("av1", 247), ("av1", 250), ("av1", 255)]
+)
 def test_qps_that_are_taken_are_those_encoded(codec: str, qp: int) -> None:
     samples = Clip(np.full((1, 64, 64), 90, np.uint8), np.full((2, 1, 32, 32), 128, np.uint8))
     check_encodable({codec: [qp]})

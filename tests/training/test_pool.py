@@ -446,6 +446,12 @@ def test_errors_say_what_to_do(tmp_path: Path, pool: Path, capsys: pytest.Captur
     assert "a.mkv" in capsys.readouterr().err
 
 
+def test_items_may_be_of_another_size(sources: Path, tmp_path: Path) -> None:
+    command = ["pool", str(sources), str(tmp_path), "--items", "1", "--size", "128", "--frames", "5"]
+    assert main(command) == 0
+    assert PoolDataset(tmp_path).load_item(0).source.y.shape[1:] == (128, 128)
+
+
 def test_a_stream_file_cut_short_is_an_error(sources: Path, tmp_path: Path) -> None:
     generate(sources, tmp_path, 1, settings=SMALL)
     path = tmp_path / "streams-0000.bin"

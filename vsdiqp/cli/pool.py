@@ -29,6 +29,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="frames an item (15); networks with K neighbours want 5 + 2K or more",
     )
     parser.add_argument(
+        "--size",
+        type=from_up(128),
+        default=256,
+        metavar="SIDE",
+        help="side of an item in pixels, a multiple of 64 (256); a network's crops are no larger",
+    )
+    parser.add_argument(
         "--drawn",
         type=float,
         default=0.06,
@@ -62,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.plain and args.changed:
         raise DiqpError("--changed is for training pools; give a validation pool of other videos another folder")
-    settings = PoolSettings(frames=args.frames, drawn=args.drawn)
+    settings = PoolSettings(args.size, args.size, args.frames, drawn=args.drawn)
     with ProgressLine() as line:
         progress = partial(line, text="items")
         if args.plain:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,16 +138,16 @@ def evaluate(
 def check_encodable(qps: Mapping[str, Sequence[float]]) -> None:
     """Raises DiqpError for QPs out of scale and for those in whose place the encoder takes others.
 
-    Scores are shown and kept by QP, and restorers are told it: it has to be that of the encode. x265 knows whole QPs.
-    SVT-AV1's CRF scale goes from 1 in quarters to 61.75, base_q_idx 4 to 247, and ends at 63, base_q_idx 255.
+    Scores are shown and kept by QP, and restorers are told it: it has to be that of the encode.
     """
+    from vsdiqp.training.degrade import EncodeSettings
+
     for codec, values in qps.items():
         for qp in values:
             check_qp(codec, qp)
-            if codec == "hevc" and qp % 1:
-                raise DiqpError(f"x265 encodes whole QPs alone, not {qp:g}; give {math.floor(qp)} or {math.ceil(qp)}")
-            if codec == "av1" and (qp % 1 or not (4 <= qp <= 247 or qp == 255)):
-                raise DiqpError(f"SVT-AV1 encodes base_q_idx 4 to 247, whole numbers, and 255, not {qp:g}")
+            encoded = EncodeSettings(codec, qp).qp
+            if encoded != qp:
+                raise DiqpError(f"SVT-AV1 can't be asked for base_q_idx {qp:g}; give {encoded:g}, which is the nearest")
 
 
 @dataclass(frozen=True)
