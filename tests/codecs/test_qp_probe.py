@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -65,9 +66,11 @@ def test_a_qpfile_of_av1_is_refused(streams: Streams, tmp_path: Path, capsys: py
     assert not (tmp_path / "qpfile").exists()
 
 
-def test_plot(streams: Streams, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["open.mkv", "x$_{$.mkv", os.fsdecode(b"caf\xe9.mkv")])
+def test_plot(name: str, streams: Streams, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    assert main(["probe", str(streams("open.mkv")), "--plot", str(tmp_path / "qp.png")]) == 0
+    (tmp_path / name).write_bytes(streams("open.mkv").read_bytes())
+    assert main(["probe", str(tmp_path / name), "--plot", str(tmp_path / "qp.png")]) == 0
     assert (tmp_path / "qp.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from vsdiqp.evaluation import report
 from vsdiqp.evaluation.evaluate import Point, Result, Settings
-from vsdiqp.evaluation.labels import shown
 from vsdiqp.evaluation.metrics import FrameScores, summarise
+from vsdiqp.labels import shown
 
 
 def result(clip: str, codec: str, qp: float, method: str, y: float, length: int = 6) -> Result:

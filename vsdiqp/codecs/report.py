@@ -8,6 +8,7 @@ from typing import Any
 from vsdiqp.codecs.frames import CodedFrame, Scan
 from vsdiqp.codecs.scales import CODECS
 from vsdiqp.errors import DiqpError
+from vsdiqp.labels import plotted
 
 _COLOURS = {"I": "tab:red", "P": "tab:blue", "B": "tab:green", "b": "tab:gray"}
 
@@ -110,7 +111,7 @@ def write_plot(path: Path, scan: Scan, title: str) -> None:
             axes.scatter(numbers, [scan.qps[number] for number in numbers], s=6, color=colour, label=label, zorder=2)
     axes.set_xlabel("frame")
     axes.set_ylabel(CODECS[scan.codec].title)
-    axes.set_title(title)
+    axes.set_title(plotted(title))
     axes.margins(x=0.01)
     axes.grid(axis="y", color="0.92")
     axes.legend(loc="upper right", title="type (frames)")

@@ -12,7 +12,6 @@ import numpy as np
 
 from vsdiqp.codecs.scales import check_qp
 from vsdiqp.errors import DiqpError
-from vsdiqp.evaluation.labels import shown
 from vsdiqp.evaluation.metrics import (
     SSIM_WINDOW,
     ClipScores,
@@ -35,6 +34,7 @@ from vsdiqp.evaluation.video import (
     to_rgb,
 )
 from vsdiqp.evaluation.vmaf import vmaf
+from vsdiqp.labels import shown
 
 _SCORES_VERSION = 3  # raise when a metric's meaning changes: kept scores are then measured anew
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from vsdiqp import __version__
 from vsdiqp.evaluation.evaluate import Point, Result, Settings
-from vsdiqp.evaluation.labels import plotted
 from vsdiqp.evaluation.metrics import ClipScores, mean_known
+from vsdiqp.labels import plotted
 
 BASELINE = "input"
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from vsdiqp import __version__
 from vsdiqp.errors import DiqpError
-from vsdiqp.evaluation.labels import shown
 from vsdiqp.evaluation.video import Node, core
+from vsdiqp.labels import shown
 
 
 class Method(Protocol):

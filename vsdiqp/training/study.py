@@ -84,7 +84,7 @@ def write_differences(results: Sequence[Differences], out: Path) -> list[Path]:
     """``look-ahead.csv`` (clip, T, difference) and ``look-ahead.png`` in ``out``; returns their paths."""
     from matplotlib.figure import Figure
 
-    from vsdiqp.evaluation.labels import plotted, shown
+    from vsdiqp.labels import plotted, shown
 
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / "look-ahead.csv", out / "look-ahead.png"
