@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.stand_ins import Blur, Constant, PlaceBias, Zero, clip_format, colour, empty, make_run, noise, same_bits
+from vsdiqp.backends.chroma import SHARE
 from vsdiqp.clip import Run, Settings
 from vsdiqp.errors import DiqpError
 from vsdiqp.planes import rgb_to_yuv
@@ -111,8 +112,14 @@ def test_a_local_network_gives_the_same_in_tiles_as_in_one_piece(subsampling, si
         whole = restore(Blur(), clip, meaning, dataclasses.replace(FP32, tile=(208, 208)))
         cut = restore(Blur(), clip, meaning, dataclasses.replace(FP32, tile=(64, 48), overlap=16))
         for a, b in zip(whole.targets, cut.targets, strict=True):
-            for x, y in zip(a, b, strict=True):
-                np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+            for index, (x, y) in enumerate(zip(a, b, strict=True)):
+                if index and min(subsampling) == 0:
+                    # Chroma as fine as luma is filtered in tiles, whose ends weigh little, and in those at the frame's
+                    # ends lie beside what is beyond it.
+                    x, y, tolerance = x[2:-4, 2:-4], y[2:-4, 2:-4], 1e-3
+                else:
+                    tolerance = 1e-6
+                np.testing.assert_allclose(x, y, rtol=0, atol=tolerance)
 
 
 def test_tiles_that_disagree_leave_no_step():
@@ -228,7 +235,8 @@ def test_chroma_may_be_trusted_less(family):
     clip = clip_format(family, 32, (0, 0), sample_type="float")
     job = restore(Doubtful(0.2, colour="ycbcr"), clip, colour(family))
     to_clip = np.eye(3) if family == "YUV" else np.linalg.inv(rgb_to_yuv(1))
-    expected = np.stack(job.frames[0]) + (to_clip @ [0.2, 0.05, 0.05])[:, None, None]
+    chroma = 0.05 * SHARE  # as fine as luma
+    expected = np.stack(job.frames[0]) + (to_clip @ [0.2, chroma, chroma])[:, None, None]
     if family == "RGB":
         expected = expected.clip(0, 1)
     np.testing.assert_allclose(np.stack(job.targets[0]), expected, atol=1e-5)

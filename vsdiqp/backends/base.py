@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vsdiqp.backends import chroma
 from vsdiqp.clip import ClipFormat, Run
 from vsdiqp.tiles import TilePlan
 
@@ -108,6 +109,15 @@ class Task:
     """Tiles evaluated together; None leaves it to the backend."""
     device: tuple[int, ...] = (0,)
     """GPU indices; no meaning on the CPU."""
+
+    def chroma_share(self, qp: float, codec: str) -> float:
+        """What is applied of the residual's chroma beside its luma, at a QP and for the clip's format."""
+        finer = chroma.is_finer(self.clip, self.network.config.colour)
+        return self.network.chroma_confidence(qp, codec) * (chroma.SHARE if finer else 1.0)
+
+    def as_trained(self, residual: Tensor) -> Tensor:
+        """`chroma.as_trained` for the clip."""
+        return chroma.as_trained(residual, self.clip, self.network.config.colour)
 
     @property
     def thumbnail(self) -> tuple[int, int]:

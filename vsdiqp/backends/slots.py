@@ -166,7 +166,7 @@ class Slot:
 
         def predict() -> None:
             arguments = (self._tile, self._ahead, guides[0], self._location, self._decay, *self._beside)
-            self._result.copy_(predictor.predict(*arguments))
+            self._result.copy_(self._shared.task.as_trained(predictor.predict(*arguments)))
 
         for _ in range(2):  # libraries set themselves up, kernels are compiled
             guide()
@@ -214,7 +214,7 @@ class Slot:
         wanted = {index: self._inputs + index for index, target in enumerate(run.targets) if target is not None}
         targets = [self._address(wanted[index]) if index in wanted else 0 for index in range(layouts.GROUP)]
         strength = shared.task.strength * shared.network.confidence(run.qp, run.codec)
-        chroma = shared.network.chroma_confidence(run.qp, run.codec)
+        chroma = shared.task.chroma_share(run.qp, run.codec)
         shared.launch(self._program.finish(run.colour, frames, _at(self._prediction), targets, strength, chroma))
         for place in wanted.values():
             self._copy(self._host, self._mirror, place)
