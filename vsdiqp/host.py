@@ -59,9 +59,10 @@ neighbours before and after; neighbours, frames, neighbours after a first pass, 
 class Restorer(Protocol):
     """What the engine needs of :class:`vsdiqp.restorer.Restorer`.
 
-    Four attributes are optional: ``concurrency``, how many threads may call :meth:`restore` at once (1); ``codecs``,
+    Five attributes are optional: ``concurrency``, how many threads may call :meth:`restore` at once (1); ``codecs``,
     names of the codecs it is made for (any); ``neighbours``, how many frames on each side of a group it is given (0);
-    ``first_pass``, the model that restores these beforehand ("": none).
+    ``first_pass``, the model that restores these beforehand ("": none); ``reads_matrix``, whether the colour matrix of
+    YUV clips makes a difference (it does).
     """
 
     look_ahead: int
@@ -98,6 +99,8 @@ class Engine:
         """Frames between a group's last frame and its look-ahead frame."""
         self.neighbours = int(getattr(self._restorer, "neighbours", 0))
         """Frames on each side of a group that its runs are given."""
+        self.reads_matrix = bool(getattr(self._restorer, "reads_matrix", True))
+        """Whether the colour matrix of YUV clips makes a difference to the result."""
         self.first_pass = str(getattr(self._restorer, "first_pass", ""))
         """Model whose restored frames its runs are given, too; empty: none."""
 

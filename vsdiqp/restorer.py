@@ -66,6 +66,8 @@ class Restorer:
         """Frames before and after a group that a run needs."""
         self.first_pass = config.first_pass if self.neighbours else ""
         """The model that restores frames before a run sees them as neighbours; empty: none."""
+        self.reads_matrix = config.colour == "rgb" and settings.strength > 0.0
+        """Whether the colour matrix of YUV clips makes a difference: others work in the clip's own planes."""
         self.codecs = config.codecs
         """Codecs that the network was trained for."""
         self.plan = opened.plan

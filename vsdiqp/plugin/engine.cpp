@@ -48,6 +48,7 @@ Engine::Engine(const VSMap *arguments, const VSVideoInfo &clip, const VSAPI *api
     py::Object engine = py::host_function("create").call(py::tuple(arguments_dict(arguments, api), clip_dict(clip)));
     look_ahead_ = static_cast<int>(engine.attribute("look_ahead").as_integer());
     neighbours_ = static_cast<int>(engine.attribute("neighbours").as_integer());
+    reads_matrix_ = engine.attribute("reads_matrix").as_integer() != 0;
     first_pass_ = engine.attribute("first_pass").as_text();
     // Last, so that the member is never destroyed without the GIL because something above has thrown.
     engine_ = std::move(engine);

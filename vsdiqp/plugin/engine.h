@@ -43,6 +43,9 @@ class Engine {
     /// Frames on each side of a group that its runs are given.
     int neighbours() const { return neighbours_; }
 
+    /// Whether the colour matrix of YUV clips makes a difference to the result.
+    bool reads_matrix() const { return reads_matrix_; }
+
     /// The model that restores frames before the engine sees them as neighbours; empty: none does.
     const std::string &first_pass() const { return first_pass_; }
 
@@ -62,6 +65,7 @@ class Engine {
     py::Object engine_;
     int look_ahead_ = 0;
     int neighbours_ = 0;
+    bool reads_matrix_ = true;
     std::string first_pass_;
 };
 

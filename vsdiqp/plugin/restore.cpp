@@ -55,7 +55,7 @@ class Restorer {
 
     /// Says once what a user should know about how the frames are taken.
     void remark(const FrameFacts &facts, int frame, VSCore *core) {
-        if (facts.matrix_guessed && !told_matrix_.exchange(true))
+        if (facts.matrix_guessed && engine.reads_matrix() && !told_matrix_.exchange(true))
             log(mtInformation, core,
                 "frame %d does not say its colour matrix (_Matrix); taking %s, as usual for its size", frame,
                 facts.colour.matrix == 1 ? "BT.709" : "BT.601");
