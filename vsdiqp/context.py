@@ -41,7 +41,7 @@ class Thumbnailer:
     def shrink(self, frames: FrameMap, planes: Planes) -> Tensor:
         """The frame's thumbnail (3,height,width) in network colours, limited to 0..1."""
         if self._whole:
-            picture = torch.empty((3, *self._shape), device=self._device)
+            picture = torch.empty((3, *self._shape), dtype=torch.float32, device=self._device)
             for top in range(0, self._shape[0], _BAND):
                 frames.read(planes, 0, top, picture[:, top : top + _BAND])
         else:
@@ -70,7 +70,7 @@ def thumbnails(
 
     def pair(wanted: bool, first: Planes, second: Planes) -> Tensor:
         if not wanted:
-            return torch.empty((1, 3, 2, 0, 0))
+            return torch.empty((1, 3, 2, 0, 0), dtype=torch.float32)
         return torch.stack((shrink(first), shrink(second)), 1)[None]
 
     return pair(around, run.frames[0], run.frames[2]), pair(ahead, run.frames[2], run.ahead)

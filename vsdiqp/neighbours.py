@@ -95,7 +95,7 @@ class Neighbours:
                     continue
                 seen, vectors = (pair[0], self._still) if vectors is None else (pair[1], vectors)
                 jobs.setdefault(seen, []).append((vectors, out[index, position].numpy()))
-        luma = torch.empty((y1 - y0, x1 - x0))
+        luma = torch.empty((y1 - y0, x1 - x0), dtype=torch.float32)
         source = luma.numpy()
 
         def move(job: tuple[Vectors, NDArray[np.float32]]) -> None:
@@ -112,7 +112,7 @@ class Neighbours:
 
     def _prepare(self, planes: Planes, frames: FrameMap, memory: NDArray[np.uint8]) -> None:
         height, width = self._clip.height, self._clip.width
-        band = torch.empty((min(_BAND, height), width))
+        band = torch.empty((min(_BAND, height), width), dtype=torch.float32)
         for top in range(0, height, _BAND):
             rows = band[: min(_BAND, height - top)]
             frames.read_luma(planes, 0, top, rows)

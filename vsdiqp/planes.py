@@ -260,7 +260,7 @@ class FrameMap:
 
     def sample(self, planes: Planes, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Tensor:
         """Network colours (3,rows,columns) at the crossings of the given rows and columns of the luma grid only."""
-        native = torch.empty((len(planes), len(rows), len(columns)), device=self._device)
+        native = torch.empty((len(planes), len(rows), len(columns)), dtype=torch.float32, device=self._device)
         for index, plane in enumerate(planes):
             if index and self._subsampled:
                 y0, y1, fy = self.y.interpolation(rows)
@@ -432,7 +432,7 @@ def _between(samples: Tensor, dim: int, low: NDArray[np.int64], high: NDArray[np
 def _load(samples: NDArray[Any], device: torch.device, out: Tensor | None = None) -> Tensor:
     """Samples as fp32 on ``device``. Goes through NumPy because frames are read only, which torch can't express."""
     if out is None:
-        out = torch.empty(samples.shape, device=device)
+        out = torch.empty(samples.shape, dtype=torch.float32, device=device)
     if samples.dtype == np.float16:
         # NumPy widens halves one by one, torch with vector instructions.
         bits = torch.empty(samples.shape, dtype=torch.int16)

@@ -97,7 +97,7 @@ class Canvas:
         self._done = 0
         self._ended = False
         rows = min(plan.rows.length, plan.rows.side + 2 * margin + step)
-        self._sum = torch.zeros((*channels, rows, plan.columns.length), device=device)
+        self._sum = torch.zeros((*channels, rows, plan.columns.length), dtype=torch.float32, device=device)
         self._column_weights = [torch.from_numpy(w).to(device) for w in plan.columns.weights]
         self._row_weights = [torch.from_numpy(w).to(device)[:, None] for w in plan.rows.weights]
 

@@ -86,7 +86,7 @@ class TorchBackend:
     def _restore(self, run: Run) -> None:
         task, network, clip, plan = self._task, self._network, self._task.clip, self._task.plan
         strength = task.strength * network.confidence(run.qp, run.codec)
-        chroma = network.chroma_confidence(run.qp, run.codec)
+        chroma = task.chroma_share(run.qp, run.codec)
         frames = frame_map(clip, run.colour, self._colour, self._device)
         wanted = [index for index, target in enumerate(run.targets) if target is not None]
         config = network.config
@@ -96,7 +96,8 @@ class TorchBackend:
             location, decay = network.locate(
                 run.qp, run.codec, run.middle, clip.frames, left, top, clip.width, clip.height, *side
             )
-            return location.view(6, 1, 1).to(self._device), torch.full((1, 1, 1, 1, 1), decay, device=self._device)
+            decays = torch.full((1, 1, 1, 1, 1), decay, dtype=torch.float32, device=self._device)
+            return location.view(6, 1, 1).to(self._device), decays
 
         around, ahead_scaled = thumbnails(run, frames, self._thumbnailer, config.uses_around, config.uses_ahead)
         guides = network.frame_guides(around, ahead_scaled, locate(0, 0)[1])
@@ -105,16 +106,17 @@ class TorchBackend:
         beside: tuple[Tensor, ...] = ()
         if self._neighbours is not None:
             self._neighbours.begin(run, frames)
-            beside = (torch.empty((1, 3, config.seen, *side)),)
-        tile = torch.empty((1, 3, 3, *side), device=self._device)
-        ahead_tile = torch.empty((1, 3, 2, *(side if config.uses_ahead else (0, 0))), device=self._device)
+            beside = (torch.empty((1, 3, config.seen, *side), dtype=torch.float32),)
+        tile = torch.empty((1, 3, 3, *side), dtype=torch.float32, device=self._device)
+        size = (1, 3, 2, *(side if config.uses_ahead else (0, 0)))
+        ahead_tile = torch.empty(size, dtype=torch.float32, device=self._device)
         canvas = Canvas(plan, (len(wanted), 3), frames.margin, frames.row_step, self._device)
         for top in plan.rows.starts:
             for column, left in enumerate(plan.columns.starts):
                 self._cut(run, frames, left, top, tile, ahead_tile)
                 if self._neighbours is not None:
                     self._neighbours.fill(left, top, tile[0, 0], beside[0][0])
-                residual = network.predict(tile, ahead_tile, guides, *locate(left, top), *beside)
+                residual = task.as_trained(network.predict(tile, ahead_tile, guides, *locate(left, top), *beside))
                 # A value that overflowed must not reach the picture: there it means no change.
                 canvas.add(column, residual[0].transpose(0, 1)[wanted].nan_to_num_(0.0, 0.0, 0.0))
             strip = canvas.end_row()

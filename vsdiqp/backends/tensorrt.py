@@ -193,15 +193,17 @@ def example_inputs(tiles: TileNetwork, tile: tuple[int, int], batch: int, device
     height, width = tile[1], tile[0]
 
     def pictures(items: int, frames: int, size: tuple[int, int]) -> Tensor:
-        return torch.zeros(items, 3, frames, *size, device=device)
+        return torch.zeros(items, 3, frames, *size, dtype=torch.float32, device=device)
 
     thumbnail = config.guide_size or (height, width)
-    decay = torch.ones(1, 1, 1, 1, 1, device=device)
+    decay = torch.ones(1, 1, 1, 1, 1, dtype=torch.float32, device=device)
     with torch.no_grad():
         around = pictures(1, 2, thumbnail if config.uses_around else (0, 0))
         guides = tiles.network.frame_guides(around, pictures(1, 2, thumbnail), decay)
-    location = torch.zeros(6, batch, 1, device=device)
-    seen = torch.zeros(batch, 3, config.seen, height, width, device=device) if config.neighbours else None
+    location = torch.zeros(6, batch, 1, dtype=torch.float32, device=device)
+    seen = None
+    if config.neighbours:
+        seen = torch.zeros(batch, 3, config.seen, height, width, dtype=torch.float32, device=device)
     return tiles.arguments(
         pictures(batch, 3, (height, width)), pictures(batch, 2, (height, width)), guides, location, decay, seen
     )

@@ -101,13 +101,14 @@ def _arguments(network: Network, width: int, height: int) -> tuple[Tensor, ...]:
     config, generator = network.config, torch.Generator().manual_seed(1)
     codec = config.codecs[0]
     qp = sum(config.qp_range[codec]) / 2
-    drawn = torch.rand(1, 3, 16, 16, generator=generator)
+    drawn = torch.rand(1, 3, 16, 16, dtype=torch.float32, generator=generator)
 
     def pictures(wanted: bool, frames: int, size: tuple[int, int] = (height, width)) -> Tensor:
         if not wanted:
-            return torch.zeros(1, 3, frames, 0, 0)
+            return torch.zeros(1, 3, frames, 0, 0, dtype=torch.float32)
         smooth = F.interpolate(drawn, size, mode="bicubic")[:, :, None]
-        return (smooth + torch.randn(1, 3, frames, *size, generator=generator) * NOISE).clamp(0, 1)
+        noise = torch.randn(1, 3, frames, *size, dtype=torch.float32, generator=generator)
+        return (smooth + noise * NOISE).clamp(0, 1)
 
     thumbnail = config.guide_size or (height, width)
     location, decay = network.locate(qp, codec, 1, 9, 0, 0, 2 * width, 2 * height, height, width)
@@ -115,14 +116,14 @@ def _arguments(network: Network, width: int, height: int) -> tuple[Tensor, ...]:
     given = [
         pictures(config.uses_around, 2, thumbnail),
         pictures(config.uses_ahead, 2, thumbnail),
-        torch.full((1, 1, 1, 1, 1), decay),
+        torch.full((1, 1, 1, 1, 1), decay, dtype=torch.float32),
         picture,
         pictures(config.uses_ahead, 2),
         location.view(6, 1, 1),
     ]
     if config.neighbours:
-        noise = torch.randn(1, 3, config.seen, height, width, generator=generator) * NOISE
-        given.append(picture[:, 0, :, None] + noise)
+        noise = torch.randn(1, 3, config.seen, height, width, dtype=torch.float32, generator=generator)
+        given.append(picture[:, 0, :, None] + noise * NOISE)
     return tuple(given)
 
 

@@ -128,6 +128,7 @@ class DiQP(nn.Module):
             )
             below = doubled * widths[level]
             self.decoder.append(stage(frames * below, levels + 1 + i, level))
+        self.float()  # whatever torch's default is: other users of the process may have changed it
 
     # -- preparation ---------------------------------------------------------------------------------------------------
 
