@@ -139,11 +139,21 @@ def parse_qp(arguments: Arguments, frames: int) -> QpRule:
             f"qp has {len(qps)} values and the clip {frames} frames: give one number for all, or exactly one for every "
             "frame"
         )
-    # Frames may still say which codec they are from, so without codec= the widest scale is the limit for now.
-    limit = scale or max(CODECS.values(), key=lambda candidate: candidate.high)
-    scales = ", ".join(f"{one.codec!r} ({one.low} to {one.high})" for one in CODECS.values())
-    _check_qps(qps, limit, "" if scale else f"; codec= says which codec's it is: {scales}")
+    if scale:
+        _check_qps(qps, scale, "")
+    else:  # frames may still say which codec they are from: what is on any scale may be right
+        _check_qps_of_any(qps)
     return QpRule(qps, codec, offset)
+
+
+def _check_qps_of_any(qps: Sequence[float]) -> None:
+    """Raise :class:`DiqpError` for the first that is on no codec's scale."""
+    low, high = min(one.low for one in CODECS.values()), max(one.high for one in CODECS.values())
+    for index, qp in enumerate(qps):
+        if not low <= qp <= high:  # as NaN isn't
+            name = f"qp[{index}]" if len(qps) > 1 else "qp"
+            scales = " and ".join(f"{one.title} {one.low} to {one.high}" for one in CODECS.values())
+            raise DiqpError(f"{name} is {qp:g}, which is out of range: {scales}; codec= says whose it is")
 
 
 def _check_qps(qps: Sequence[float], scale: QpScale, hint: str) -> None:
