@@ -22,11 +22,12 @@ from vsdiqp.errors import DiqpError
 from vsdiqp.network import DiQP, DiQPConfig, load_checkpoint, read_config, save_checkpoint
 from vsdiqp.training.batches import MIRRORINGS, Batch, Batches, predict, typical_error
 from vsdiqp.training.dataset import PoolDataset
+from vsdiqp.training.locks import held
 from vsdiqp.training.loop import LOG, Average, Gains, Trainer, learning_rate
 from vsdiqp.training.loss import luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.settings import TrainSettings, load_settings
-from vsdiqp.training.state import STATE, held, write_state
+from vsdiqp.training.state import STATE, write_state
 from vsdiqp.training.teacher import CLASSES, FEATURES, Teacher
 from vsdiqp.training.validation import validate
 
@@ -225,7 +226,7 @@ def test_another_optimisers_state_is_refused_and_its_settings_may_change(small_p
 
 
 def test_one_run_at_a_time_writes_to_a_folder(small_pool: Path, tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(DiqpError, match=r"another training run.*--out"):
+    with held(tmp_path, ""), pytest.raises(DiqpError, match=r"another training run.*--out"):
         Trainer(tiny(small_pool, tmp_path, steps=1)).run()
     Trainer(tiny(small_pool, tmp_path, steps=1)).run()
 

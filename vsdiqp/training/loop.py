@@ -29,11 +29,12 @@ from vsdiqp.training.dataset import PoolDataset
 from vsdiqp.training.first_pass import open_pool
 from vsdiqp.training.forms import in_form
 from vsdiqp.training.growth import grow
+from vsdiqp.training.locks import held
 from vsdiqp.training.loss import consistency_loss, distillation_loss, imitation_loss, luma_gain, training_loss
 from vsdiqp.training.muon import Muon, split
 from vsdiqp.training.reservoir import Reservoir
 from vsdiqp.training.settings import TrainSettings
-from vsdiqp.training.state import held, load_optimisers, read_state, write_state
+from vsdiqp.training.state import load_optimisers, read_state, write_state
 from vsdiqp.training.teacher import Teacher, load_teacher
 from vsdiqp.training.validation import autocast, validate
 
@@ -202,7 +203,8 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the last step, or as long as ``minutes`` allows; a step at least. Returns the checkpoint's path."""
-        with held(self.out) if self.rank == 0 else contextlib.nullcontext():
+        taken = f"another training run writes to {self.out}; wait for it, or give another --out"
+        with held(self.out, taken) if self.rank == 0 else contextlib.nullcontext():
             return self._run()
 
     def _run(self) -> Path:

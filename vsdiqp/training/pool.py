@@ -7,7 +7,6 @@ seed s is the same wherever it is made.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from vsdiqp.training.degrade import (
     encode,
     encode_lossless,
 )
+from vsdiqp.training.locks import held
 from vsdiqp.training.processes import ProcessDiedError, in_processes
 from vsdiqp.training.sources import FEWEST, Library, Source, UnreadableError, Window, find_sources, warn_once
 
@@ -182,13 +182,8 @@ class PoolWriter:
     @contextlib.contextmanager
     def open(self) -> Iterator["PoolWriter"]:
         """Hold the folder for writing. Raises DiqpError when another process does."""
-        with open(self._folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise DiqpError(
-                    f"{self._folder} is being written by another process; wait for it or give another folder"
-                ) from error
+        taken = f"{self._folder} is being written by another process; wait for it or give another folder"
+        with held(self._folder, taken):
             self._drop_torn_line()
             yield self
 

@@ -1,9 +1,8 @@
-"""A training run's folder: who writes there, and the state that a stopped run goes on from."""
+"""The state that a stopped training run goes on from."""
 
 import contextlib
-import fcntl
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,6 @@ import torch
 from vsdiqp.errors import DiqpError
 
 STATE = "state.pt"
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, so that nobody else's state gets into it. Raises DiqpError if another run does."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DiqpError(f"another training run writes to {folder}; wait for it, or give another --out") from None
-        yield
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -56,23 +44,19 @@ def read_state(folder: Path, device: torch.device, keys: Sequence[str]) -> dict[
     return state
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Moments as saved, settings (betas, weight decay) as they are now. Raises DiqpError if it was another kind."""
-    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimiser.param_groups]
-    try:
-        optimiser.load_state_dict(saved)
-    except (ValueError, KeyError, IndexError) as error:
-        raise _another() from error
-    for group, now in zip(optimiser.param_groups, settings, strict=True):
-        group.update(now)
-
-
 def load_optimisers(optimisers: Sequence[torch.optim.Optimizer], saved: Sequence[dict[str, Any]]) -> None:
-    """`load_optimiser` of each. Raises DiqpError if there were others."""
+    """Moments as saved, settings (betas, weight decay) as they are now. Raises DiqpError if there were other ones."""
     if len(optimisers) != len(saved):
         raise _another()
     for optimiser, one in zip(optimisers, saved, strict=True):
-        load_optimiser(optimiser, one)
+        groups = optimiser.param_groups
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        try:
+            optimiser.load_state_dict(one)
+        except (ValueError, KeyError, IndexError) as error:
+            raise _another() from error
+        for group, now in zip(optimiser.param_groups, settings, strict=True):
+            group.update(now)
 
 
 def _another() -> DiqpError:
